@@ -1,0 +1,182 @@
+"""Pinhole cameras: where they stand, what they see, and the conventions of everyone else.
+
+Everything in this project uses OpenCV axes (x right, y down, z forward) and *integer pixel centres*: the centre of the
+top-left pixel is (0, 0). The Lyra 2 weights were trained so, and subsampling `image[::s, ::s]` is then exactly
+`K[:2] / s`. Other conventions are crossed in the functions at the end of this file, and nowhere else.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+AXES_FLIP = (1.0, -1.0, -1.0)          # OpenCV (y down, z forward) <-> OpenGL and three.js (y up, z backward)
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """F pinhole cameras of one image size."""
+
+    w2c: Tensor             # (F, 4, 4) world-to-camera, OpenCV axes, scene units
+    K: Tensor               # (F, 3, 3) pixels; the top-left pixel's centre is (0, 0)
+    size: tuple[int, int]   # (height, width) in pixels
+
+    def __len__(self) -> int:
+        return self.w2c.shape[0]
+
+    def __getitem__(self, frames) -> Cameras:
+        """A run (slice), a choice (list of ints) or one camera (int; still a Cameras, of length 1)."""
+        if isinstance(frames, int):
+            frames = [frames]
+        return replace(self, w2c=self.w2c[frames], K=self.K[frames])
+
+    @property
+    def c2w(self) -> Tensor:
+        """(F, 4, 4) camera-to-world."""
+        return torch.linalg.inv(self.w2c)
+
+    @property
+    def centers(self) -> Tensor:
+        """(F, 3) camera centres in the world."""
+        return -(self.w2c[:, :3, :3].mT @ self.w2c[:, :3, 3:]).squeeze(-1)
+
+    @property
+    def fov(self) -> Tensor:
+        """(F,) vertical field of view, radians."""
+        return 2 * torch.atan(0.5 * self.size[0] / self.K[:, 1, 1])
+
+    def to(self, device) -> Cameras:
+        return replace(self, w2c=self.w2c.to(device), K=self.K.to(device))
+
+    def resized(self, size: tuple[int, int]) -> Cameras:
+        """The same cameras for the picture stretched to `size`, as the reference rescales: fx, cx by width, fy, cy by height."""
+        K = self.K.clone()
+        K[:, 0, (0, 2)] *= size[1] / self.size[1]
+        K[:, 1, (1, 2)] *= size[0] / self.size[0]
+        return replace(self, K=K, size=size)
+
+    def subsampled(self, step: int) -> Cameras:
+        """The same cameras for `image[::step, ::step]`; exact with integer pixel centres."""
+        K = torch.cat([self.K[:, :2] / step, self.K[:, 2:]], 1)
+        return replace(self, K=K, size=(-(-self.size[0] // step), -(-self.size[1] // step)))
+
+
+def join(first: Cameras, *others: Cameras) -> Cameras:
+    """One after the other; ValueError if the image sizes differ."""
+    sizes = {c.size for c in (first, *others)}
+    if len(sizes) > 1:
+        raise ValueError(f"cameras of different image sizes {sorted(sizes)} can't be joined; resize them first")
+    return replace(first, w2c=torch.cat([first.w2c, *(c.w2c.to(first.w2c) for c in others)]),
+                   K=torch.cat([first.K, *(c.K.to(first.K) for c in others)]))
+
+
+def pinhole(size: tuple[int, int], focal: float, frames: int = 1) -> Cameras:
+    """Cameras at the world's origin looking along +z: square pixels of `focal`, principal point in the picture's middle."""
+    height, width = size
+    K = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]], dtype=torch.float32)
+    return Cameras(torch.eye(4).repeat(frames, 1, 1), K.repeat(frames, 1, 1), size)
+
+
+def check(cameras: Cameras, source: str = "the cameras") -> Cameras:
+    """The cameras themselves, or a ValueError that names the first frame that is no camera and why."""
+    w2c, K = cameras.w2c, cameras.K
+    if w2c.ndim != 3 or w2c.shape[1:] != (4, 4) or K.shape != (len(w2c), 3, 3):
+        raise ValueError(f"{source}: expected w2c (F, 4, 4) and K (F, 3, 3), found {tuple(w2c.shape)} and {tuple(K.shape)}")
+    if len(w2c) == 0:
+        raise ValueError(f"{source}: there is no camera in it")
+    _refuse_first(~torch.isfinite(w2c).flatten(1).all(1) | ~torch.isfinite(K).flatten(1).all(1),
+                  source, lambda i: "has NaN or infinite numbers")
+    R = w2c[:, :3, :3]
+    defect = (R @ R.mT - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax((1, 2))
+    _refuse_first(defect > 1e-2, source, lambda i: f"has a rotation that is not orthonormal (R Rᵀ is off by {defect[i]:.3g}); "
+                  "w2c must be rigid, without scale")
+    _refuse_first(torch.linalg.det(R) < 0, source, lambda i: "is mirrored (its rotation has determinant -1); "
+                  "flip one axis, OpenCV cameras are right-handed")
+    last_row = (w2c[:, 3] - w2c.new_tensor([0, 0, 0, 1])).abs().amax(1)
+    _refuse_first(last_row > 1e-5, source, lambda i: f"has last row {w2c[i, 3].tolist()} instead of [0, 0, 0, 1]; "
+                  "is the matrix transposed?")
+    _refuse_first((K[:, 0, 0] <= 0) | (K[:, 1, 1] <= 0), source,
+                  lambda i: f"has focal lengths {K[i, 0, 0]:.4g}, {K[i, 1, 1]:.4g}; they must be positive pixels")
+    return cameras
+
+
+def _refuse_first(bad: Tensor, source: str, why) -> None:
+    if bad.any():
+        frame = int(bad.nonzero()[0])
+        raise ValueError(f"{source}: frame {frame} {why(frame)}")
+
+
+def pixel_grid(size: tuple[int, int], device=None) -> Tensor:
+    """Homogeneous pixel centres (H, W, 3): (u, v, 1) with u to the right and v down, integers."""
+    v, u = torch.meshgrid(torch.arange(size[0], device=device), torch.arange(size[1], device=device), indexing="ij")
+    return torch.stack([u, v, torch.ones_like(u)], -1).float()
+
+
+def unproject(depth: Tensor, cameras: Cameras) -> Tensor:
+    """World points (F, H, W, 3) seen at each pixel; depth (F, H, W) is along z."""
+    rays = pixel_grid(cameras.size, depth.device) @ torch.linalg.inv(cameras.K).mT[:, None]
+    local = rays * depth[..., None]
+    c2w = cameras.c2w
+    return local @ c2w[:, None, :3, :3].mT + c2w[:, None, None, :3, 3]
+
+
+def project(points: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """Pixels (F, N, 2) and z-depth (F, N) of world points (N, 3) in every camera; z <= 0 is behind the camera."""
+    local = points @ cameras.w2c[:, :3, :3].mT + cameras.w2c[:, None, :3, 3]
+    homogeneous = local @ cameras.K.mT
+    z = local[..., 2]
+    return homogeneous[..., :2] / (z[..., None] + 1e-7), z
+
+
+# ------------------------------------------------------------------------------------------- other people's conventions
+
+def to_corner_origin(K: Tensor) -> Tensor:
+    """Intrinsics for those who put the top-left pixel's centre at (0.5, 0.5): gsplat, COLMAP, nerfstudio."""
+    return K + K.new_tensor([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+
+
+def from_corner_origin(K: Tensor) -> Tensor:
+    """The inverse of `to_corner_origin`."""
+    return K - K.new_tensor([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+
+
+def from_normalized(K: Tensor, size: tuple[int, int]) -> Tensor:
+    """From intrinsics in units of the picture with half-pixel centres (MoGe): row 0 per width, row 1 per height."""
+    scale = K.new_tensor([[size[1]], [size[0]], [1.0]])
+    return from_corner_origin(K * scale)
+
+
+def flip_yz(c2w: Tensor) -> Tensor:
+    """Camera-to-world (F, 4, 4) between OpenCV and OpenGL axes, for the camera *and* the world; its own inverse."""
+    flip = torch.diag(c2w.new_tensor([*AXES_FLIP, 1.0]))
+    return flip @ c2w @ flip
+
+
+def flip_camera_axes(c2w: Tensor) -> Tensor:
+    """Camera-to-world (F, 4, 4) between OpenCV and OpenGL *camera* axes, in the same world (nerfstudio, Blender)."""
+    return c2w @ torch.diag(c2w.new_tensor([*AXES_FLIP, 1.0]))
+
+
+def rotation_to_quaternion(R: Tensor) -> Tensor:
+    """Unit quaternions (..., 4), order w x y z, w >= 0, of rotation matrices (..., 3, 3)."""
+    m = R.reshape(-1, 3, 3)
+    trace = m.diagonal(dim1=1, dim2=2)
+    # 4 q qᵀ, row by row; the row with the largest diagonal is the well-conditioned one
+    w, x, y, z = 1 + trace.sum(1), *(1 + 2 * trace[:, i] - trace.sum(1) for i in range(3))
+    outer = torch.stack([
+        torch.stack([w, m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]], 1),
+        torch.stack([m[:, 2, 1] - m[:, 1, 2], x, m[:, 1, 0] + m[:, 0, 1], m[:, 0, 2] + m[:, 2, 0]], 1),
+        torch.stack([m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] + m[:, 0, 1], y, m[:, 2, 1] + m[:, 1, 2]], 1),
+        torch.stack([m[:, 1, 0] - m[:, 0, 1], m[:, 0, 2] + m[:, 2, 0], m[:, 2, 1] + m[:, 1, 2], z], 1)], 1)
+    best = torch.stack([w, x, y, z], 1).argmax(1)
+    q = torch.nn.functional.normalize(outer[torch.arange(len(m), device=R.device), best], dim=-1)
+    return torch.where(q[:, :1] < 0, -q, q).reshape(*R.shape[:-2], 4)
+
+
+def quaternion_to_rotation(q: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) of quaternions (..., 4), order w x y z, of any length but zero."""
+    w, x, y, z = torch.nn.functional.normalize(q, dim=-1).unbind(-1)
+    return torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+                        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+                        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1).reshape(*q.shape[:-1], 3, 3)

@@ -1,0 +1,168 @@
+"""The spatial memory: depth and camera of past frames, and which of them see most of a new view.
+
+Retrieval is the reference's greedy coverage: project the remembered points of every keyframe into the target views,
+keep those within a tolerance of the nearest surface, and pick the keyframe that adds most pixels, again and again.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .camera import Cameras, unproject
+
+STRIDE = 4                  # one remembered point per 4x4 pixels
+TOLERANCE = 0.1             # scene units behind the nearest surface at which a point still counts as visible
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """One remembered frame."""
+
+    frame: int                      # pixel-frame id; negative for further seed views
+    depth: Tensor                   # (H, W) along z, scene units, 0 = unknown
+    camera: Cameras                 # length 1
+    image: Tensor | None = None     # (H, W, 3) uint8, only for seed views, which are in no chunk
+
+
+@dataclass(frozen=True)
+class SpatialMemory:
+    """Keyframes in the order they were remembered."""
+
+    keyframes: tuple[Keyframe, ...] = ()
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        return tuple(k.frame for k in self.keyframes)
+
+    def __getitem__(self, frame: int) -> Keyframe:
+        """The keyframe with this frame id; KeyError names the ids there are."""
+        for keyframe in self.keyframes:
+            if keyframe.frame == frame:
+                return keyframe
+        raise KeyError(f"frame {frame} is not in the memory, which holds {list(self.frames)}")
+
+    def remember(self, *keyframes: Keyframe) -> SpatialMemory:
+        """With these keyframes added; a frame that is already known keeps its first depth, as in the reference."""
+        known = set(self.frames)
+        return replace(self, keyframes=(*self.keyframes, *(k for k in keyframes if k.frame not in known)))
+
+
+def retrieve(memory: SpatialMemory | Sequence[Keyframe], targets: Cameras, count: int = 5, *, tolerance: float = TOLERANCE,
+             skip_last: int = 0, by: str = "coverage", unknown_at_origin: bool = False) -> list[int]:
+    """Frame ids of the keyframes that see most of the target views, the best one LAST; at most `count`.
+
+    The newest frame counts as seen already (its own warp conditions the chunk) and is never returned by coverage.
+    `by="ownership"` ranks by how many pixels a keyframe is the nearest in, without the greedy steps.
+    `unknown_at_origin` treats pixels of unknown depth as points at the world's origin, as the reference does by accident.
+    """
+    if by not in ("coverage", "ownership"):
+        raise ValueError(f"by={by!r}: expected 'coverage' or 'ownership'")
+    keyframes = list(memory.keyframes if isinstance(memory, SpatialMemory) else memory)
+    if skip_last:
+        keyframes = keyframes[:-skip_last]
+    if not keyframes or count < 1:
+        return []
+    sightings = _sightings(keyframes, targets.subsampled(STRIDE), unknown_at_origin)
+    if not sightings:
+        return []
+    height, width = targets.subsampled(STRIDE).size
+    nearest = torch.full((len(targets) * height * width,), float("inf"), device=targets.w2c.device)
+    for cells, z in sightings.values():
+        nearest.scatter_reduce_(0, cells, z, "amin")
+    select = _greedy_coverage if by == "coverage" else _most_owned
+    return [keyframes[c].frame for c in select(keyframes, sightings, nearest, count, tolerance)][::-1]
+
+
+def _greedy_coverage(keyframes, sightings, nearest: Tensor, count: int, tolerance: float) -> list[int]:
+    """Candidates in the order they are picked: each adds the most cells not yet covered, the earliest one wins ties."""
+    candidates = sorted(sightings)
+    sees = torch.zeros(len(candidates), len(nearest), dtype=torch.bool, device=nearest.device)
+    for row, candidate in enumerate(candidates):
+        cells, z = sightings[candidate]
+        sees[row, cells[z <= nearest[cells] + tolerance]] = True
+    uncovered = torch.ones_like(sees[0])
+    newest = max(range(len(keyframes)), key=lambda c: keyframes[c].frame)
+    free = set(range(len(candidates)))
+    if keyframes[newest].frame > 0 and newest in sightings:
+        row = candidates.index(newest)
+        uncovered &= ~sees[row]
+        free.discard(row)
+    picked: list[int] = []
+    while free and len(picked) < count:
+        gains = (sees & uncovered).sum(1).tolist()
+        best = max(sorted(free), key=lambda row: gains[row])
+        if gains[best] <= 0:
+            break
+        uncovered &= ~sees[best]
+        free.discard(best)
+        picked.append(candidates[best])
+    return picked
+
+
+def _most_owned(keyframes, sightings, nearest: Tensor, count: int, _tolerance: float) -> list[int]:
+    """Candidates by how many cells they are the first to touch within 1e-6 of the nearest surface, most first."""
+    owner = torch.full((len(nearest),), len(keyframes), device=nearest.device)
+    for candidate in sorted(sightings, reverse=True):
+        cells, z = sightings[candidate]
+        owner[cells[z <= nearest[cells] + 1e-6]] = candidate
+    owned = torch.bincount(owner, minlength=len(keyframes) + 1)[:-1].tolist()
+    ranked = sorted((c for c in range(len(keyframes)) if owned[c]), key=lambda c: -owned[c])
+    return ranked[:count]
+
+
+def _sightings(keyframes: list[Keyframe], targets: Cameras, unknown_at_origin: bool) -> dict[int, tuple[Tensor, Tensor]]:
+    """Per candidate that some target sees: flat cell indices (view, row, column) and z of its points in them."""
+    height, width = targets.size
+    depths = [k.depth[::STRIDE, ::STRIDE].to(targets.w2c.device) for k in keyframes]
+    touched = _in_frustum(keyframes, depths, targets, unknown_at_origin)
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for candidate in touched.any(0).nonzero().flatten().tolist():
+        depth, camera = depths[candidate], keyframes[candidate].camera.to(targets.w2c.device).subsampled(STRIDE)
+        known = depth > 0
+        points = unproject(depth[None], camera)[0]
+        points = torch.where(known[..., None], points, 0.0).reshape(-1, 3) if unknown_at_origin else points[known]
+        cells, zs = [], []
+        for view in touched[:, candidate].nonzero().flatten().tolist():
+            x, y, z = ((points @ targets.w2c[view, :3, :3].T + targets.w2c[view, :3, 3]) @ targets.K[view].T).unbind(1)
+            px, py = (x / (z + 1e-7)).round(), (y / (z + 1e-7)).round()
+            inside = (z > 0) & (px >= 0) & (px < width) & (py >= 0) & (py < height)
+            cells.append(((view * height + py[inside]) * width + px[inside]).long())
+            zs.append(z[inside])
+        if sum(len(c) for c in cells):
+            found[candidate] = (torch.cat(cells), torch.cat(zs))
+    return found
+
+
+def _in_frustum(keyframes: list[Keyframe], depths: list[Tensor], targets: Cameras, unknown_at_origin: bool) -> Tensor:
+    """(V, C) bool: False where no point of the keyframe can fall into the view.
+
+    The points of a keyframe lie inside its own frustum between its nearest and farthest depth; if all eight corners of
+    that are outside one plane of the target's frustum, so is everything in it.
+    """
+    cameras = [k.camera for k in keyframes]
+    device = targets.w2c.device
+    c2w = torch.linalg.inv(torch.cat([c.w2c for c in cameras])).to(device)
+    inverse_K = torch.linalg.inv(torch.cat([c.subsampled(STRIDE).K for c in cameras])).to(device)
+    limits = torch.stack([torch.stack([torch.where(d > 0, d, float("inf")).amin(), d.amax()]) for d in depths])   # (C, 2)
+    height, width = depths[0].shape
+    corners = torch.tensor([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]], dtype=torch.float32,
+                           device=device)
+    rays = corners @ inverse_K.mT                                                                                   # (C, 4, 3)
+    local = (rays[:, None] * limits[:, :, None, None]).flatten(1, 2)                                                # (C, 8, 3)
+    world = local @ c2w[:, :3, :3].mT + c2w[:, None, :3, 3]
+    empty = limits[:, 1] <= 0
+    if unknown_at_origin:
+        unknown = torch.stack([(d <= 0).any() for d in depths])
+        world = torch.cat([torch.where(empty[:, None, None], 0.0, world),
+                           torch.where(unknown[:, None, None], 0.0, world[:, :1])], 1)
+        empty = empty & ~unknown
+    view_rows, view_columns = targets.size
+    x, y, z = ((world[None] @ targets.w2c[:, None, :3, :3].mT + targets.w2c[:, None, None, :3, 3])
+               @ targets.K[:, None].mT).unbind(-1)                                                                  # (V, C, 8)
+    margin = 1.0                                            # pixels; rounding moves a point by at most half of one
+    outside = [z <= 0, x + margin * z < 0, x - (view_columns - 1 + margin) * z > 0,
+               y + margin * z < 0, y - (view_rows - 1 + margin) * z > 0]
+    return ~torch.stack([plane.all(-1) for plane in outside]).any(0) & ~empty

@@ -1,0 +1,223 @@
+"""The geometry preview: a generator without weights.
+
+Each frame is looked up in the memory instead of being painted. Remembered points give its depth; every pixel is then
+traced back into the past frames that show the same surface, oldest first, because those were resampled least. What no
+frame shows is made up: holes behind silhouettes continue the farther side, what lies beyond the photo continues its
+nearest pixels, softer with distance.
+
+Frames of a chunk are made coarse to fine (the last, the middle, the quarters, ...), and the keyframes among them become
+sources at once, so that what is made up in one frame stays where it is in all others.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from .camera import Cameras, project, unproject
+from .depth import sharpened
+from .warp import lift, merge, splat
+from .world import ChunkPlan, World, keyframe_ids, to_float, to_uint8
+
+AGREEMENT = 0.04            # relative disparity by which two views of the same surface may differ
+SOFTNESS = 2.0              # pixels away at which what is made up is blurred over two pixels; twice that, over four; ...
+NEIGHBOURS = 3              # frames of the running chunk that a new one looks back to, nearest first
+
+
+@dataclass(frozen=True)
+class Source:
+    """A past frame, ready to be looked up."""
+
+    image: Tensor           # (H, W, 3) 0..1
+    invented: Tensor        # (H, W) bool
+    depth: Tensor           # (H, W), 0 = unknown, no pixels floating at silhouettes
+    camera: Cameras         # length 1
+    new: Tensor             # (H, W) bool: shows a surface that no earlier source does
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One chunk, ready for `append`."""
+
+    frames: Tensor                      # (F, H, W, 3) uint8
+    invented: Tensor                    # (F, H, W) bool
+    depths: Mapping[int, Tensor]        # of its keyframes
+
+
+def generate(world: World, plan: ChunkPlan, on_frame: Callable[[int, int, Tensor], None] = lambda done, total, image: None) -> Preview:
+    """The frames of `plan`, from what the world remembers. Deterministic. `on_frame(done, total, (H, W, 3) uint8)`."""
+    count = len(plan.target)
+    frames = torch.empty(count, *world.size, 3, dtype=torch.uint8)
+    invented = torch.empty(count, *world.size, dtype=torch.bool)
+    depths: dict[int, Tensor] = {}
+    sources = remembered_sources(world, plan)
+    fresh: dict[int, Source] = {}
+    for done, index in enumerate(coarse_to_fine(plan)):
+        near = sorted(sorted(fresh, key=lambda i: abs(i - index))[:NEIGHBOURS])
+        camera = plan.target[index]
+        image, made_up, depth = look_up([*sources, *(fresh[i] for i in near)], camera)
+        frames[index], invented[index] = to_uint8(image), made_up
+        frame = plan.first_frame + index
+        if frame in keyframe_ids(plan):
+            depths[frame] = depth
+            fresh[index] = _source(to_float(frames[index]), made_up, depth, camera, [*sources, *fresh.values()])
+        on_frame(done + 1, count, frames[index])
+    return Preview(frames, invented, depths)
+
+
+def coarse_to_fine(plan: ChunkPlan) -> list[int]:
+    """Every index of the chunk once: its keyframes from the last by halving, then the frames in between."""
+    keyframes = [f - plan.first_frame for f in keyframe_ids(plan)]
+    order, spans = [keyframes[-1]], [(-1, len(keyframes) - 1)]
+    while spans:
+        low, high = spans.pop(0)
+        middle = (low + high) // 2
+        if low < middle < high:
+            order.append(keyframes[middle])
+            spans += [(low, middle), (middle, high)]
+    return order + sorted(set(range(len(plan.target))) - set(order))
+
+
+def remembered_sources(world: World, plan: ChunkPlan) -> list[Source]:
+    """The retrieved frames, oldest first, then the newest frame."""
+    newest = max(world.memory.frames)
+    frames = sorted({*plan.retrieved, newest}, key=lambda f: (f != 0, f >= 0, abs(f)))
+    sources: list[Source] = []
+    for frame in frames:
+        keyframe = world.memory[frame]
+        camera = keyframe.camera
+        sources.append(_source(to_float(world.frame(frame)), world.invented(frame), sharpened(keyframe.depth), camera, sources))
+    return sources
+
+
+def _source(image: Tensor, invented: Tensor, depth: Tensor, camera: Cameras, earlier: list[Source]) -> Source:
+    new = depth > 0
+    if earlier and new.any():
+        points = unproject(depth[None], camera)[0][new]
+        shown = torch.zeros(len(points), dtype=torch.bool)
+        for source in earlier:
+            left = ~shown
+            shown[left] = _trace(points[left], source)[0]
+        new[new.clone()] = ~shown
+    return Source(image, invented, depth, camera, new)
+
+
+def look_up(sources: list[Source], camera: Cameras) -> tuple[Tensor, Tensor, Tensor]:
+    """One new view: image (H, W, 3), which pixels are made up (H, W), and its depth (H, W), complete."""
+    surfaces = [lift(torch.where(s.new, s.depth, 0.0), s.camera, s.image.new_zeros(*s.depth.shape, 0), continuity=None)
+                for s in sources if s.new.any()]
+    warp = splat(merge(*surfaces), camera)
+    depth, covered = warp.depth[0], warp.seen[0]
+    if not covered.any():
+        covered = torch.ones_like(covered)
+        depth = torch.full_like(depth, float(max(s.depth.max() for s in sources)))
+    depth = torch.where(covered, depth, _continue(depth[..., None], depth, covered)[..., 0])
+    image = depth.new_zeros(*depth.shape, 3)
+    invented = torch.ones_like(covered)
+    found = torch.zeros_like(covered)
+    points = unproject(depth[None], camera)[0]
+    for source in sources:
+        left = ~found
+        if not left.any():
+            break
+        shown, colours, made_up = _trace(points[left], source)
+        target = left.nonzero()[shown].unbind(1)
+        image[target], invented[target], found[target] = colours, made_up, True
+    if not found.all():
+        image = torch.where(found[..., None], image, _made_up(image, depth, found))
+    return image, invented, depth
+
+
+def _trace(points: Tensor, source: Source) -> tuple[Tensor, Tensor, Tensor]:
+    """Where world points (N, 3) appear in a source.
+
+    Returns shown (N,) bool (inside the picture and on the surface that is there), and for the M shown ones their colours
+    (M, 3) and whether those were made up (M,).
+    """
+    height, width = source.depth.shape
+    uv, z = (v[0] for v in project(points, source.camera))
+    u, v = uv.unbind(-1)
+    inside = (z > 0) & (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
+    which = inside.nonzero()[:, 0]
+    u, v, z = u[which].clamp(0, width - 1), v[which].clamp(0, height - 1), z[which]
+    # disparity is linear on planes, so interpolating it is exact on them; across a silhouette it matches neither side,
+    # and the nearest pixel decides
+    disparity = torch.where(source.depth > 0, 1 / source.depth.clamp_min(1e-12), 0.0)
+    smooth = _sample(disparity[..., None], u, v)[:, 0]
+    nearest = disparity[v.round().long(), u.round().long()]
+    expected = 1 / z
+    agrees = ((smooth - expected).abs() < AGREEMENT * expected) | ((nearest - expected).abs() < AGREEMENT * expected)
+    which, u, v = which[agrees], u[agrees], v[agrees]
+    shown = torch.zeros(len(points), dtype=torch.bool)
+    shown[which] = True
+    return shown, _sample(source.image, u, v), source.invented[v.round().long(), u.round().long()]
+
+
+def _sample(image: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Bilinear lookup (N, C) in an image (H, W, C) at pixels u, v inside it."""
+    height, width = image.shape[:2]
+    grid = torch.stack([u * (2 / (width - 1)) - 1, v * (2 / (height - 1)) - 1], -1)[None, None]
+    return F.grid_sample(image.permute(2, 0, 1)[None], grid, align_corners=True, padding_mode="border")[0, :, 0].T
+
+
+# --------------------------------------------------------------------------------------------------------- making it up
+
+def _made_up(image: Tensor, depth: Tensor, known: Tensor) -> Tensor:
+    """Colours (H, W, 3) for the pixels that are not known: their surroundings, blurred more the farther away those are."""
+    filled = torch.where(known[..., None], image, _continue(image, depth, known))
+    distance = torch.from_numpy(distance_transform_edt(~known.numpy())).float()
+    pyramid = [filled.permute(2, 0, 1)[None]]
+    while min(pyramid[-1].shape[-2:]) > 4:
+        pyramid.append(F.avg_pool2d(pyramid[-1], 2, ceil_mode=True, count_include_pad=False))
+    level = torch.log2(1 + distance / SOFTNESS).clamp(max=len(pyramid) - 1)
+    result = torch.zeros_like(filled)
+    for i, coarse in enumerate(pyramid):
+        share = (1 - (level - i).abs()).clamp_min(0)[..., None]
+        if (share > 0).any():
+            fine = F.interpolate(coarse, filled.shape[:2], mode="bilinear")[0].permute(1, 2, 0) if i else filled
+            result = result + share * fine
+    return result
+
+
+def _continue(values: Tensor, depth: Tensor, known: Tensor, farther: float = 6.0) -> Tensor:
+    """Values (H, W, C) carried into the unknown from the nearest known pixels left, right, above and below.
+
+    Near ones count more, and far more those that lie deeper: behind a silhouette only the background continues.
+    """
+    height, width = known.shape
+    row, column = torch.arange(height)[:, None].expand(height, width), torch.arange(width).expand(height, width)
+    total, weights = torch.zeros_like(values), torch.zeros_like(depth)
+    finds = [_last_known(known, axis, backwards) for axis in (0, 1) for backwards in (False, True)]
+    deepest = torch.stack([torch.where(there, depth[r, c], 0.0) for r, c, there in finds]).amax(0).clamp_min(1e-9)
+    for r, c, there in finds:
+        away = ((r - row).abs() + (c - column).abs()).float()
+        weight = torch.where(there, (depth[r, c] / deepest) ** farther / (away + 0.5) ** 2, 0.0)
+        total += weight[..., None] * values[r, c]
+        weights += weight
+    reached = weights > 0
+    carried = total / weights.clamp_min(1e-30)[..., None]
+    if reached.all():
+        return carried
+    # corners, whose row and column hold nothing known, continue what has just been carried there
+    return torch.where(reached[..., None], carried, _continue(carried, torch.where(known, depth, deepest), reached, farther))
+
+
+def _last_known(known: Tensor, axis: int, backwards: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column of the nearest known pixel in one direction of each pixel, and whether there is one."""
+    height, width = known.shape
+    if backwards:
+        known = known.flip(axis)
+    count = known.shape[axis]
+    index = torch.arange(count)[:, None] if axis == 0 else torch.arange(count)[None]
+    last = torch.where(known, index, -1).cummax(axis).values
+    there = last >= 0
+    last = last.clamp_min(0)
+    if backwards:
+        last, there = (count - 1 - last).flip(axis), there.flip(axis)
+    other = torch.arange(width)[None] if axis == 0 else torch.arange(height)[:, None]
+    other = other.expand(height, width)
+    return (last, other, there) if axis == 0 else (other, last, there)

@@ -1,0 +1,229 @@
+"""A world: the frames made so far, the cameras they were seen from, and the memory of where their surfaces are.
+
+    begin -> plan -> (any generator) -> append -> plan -> ...
+
+A generator is anything that turns a plan into frames. Worlds are values: every verb returns a new one that shares its
+parts with the old, so undo is keeping the old one and a branch is using it twice. Scene units are those of the first
+view's depth; metres only if that was metric.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .camera import Cameras, check, join
+from .memory import Keyframe, SpatialMemory, retrieve
+
+KEYFRAME_STRIDE = 8         # every 8th frame enters the memory, and the last of each chunk
+CHUNK_FRAMES = 80           # 20 latents of the video VAE; other generators may make chunks of any length
+SIZE_MULTIPLE = 16          # the VAE's 8 times the transformer's 2
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Frames that were generated together; the photo is a chunk of one."""
+
+    frames: Tensor                                              # (F, H, W, 3) uint8
+    invented: Tensor                                            # (F, H, W) bool: not seen in the photo, made up
+    cameras: Cameras                                            # F
+    prompt: str = ""
+    settings: Mapping = field(default_factory=dict)             # what made it; plain JSON values
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of everything in it."""
+        digest = hashlib.sha256(json.dumps([self.prompt, self.settings, self.cameras.size], sort_keys=True).encode())
+        for tensor in (self.frames, self.invented, self.cameras.w2c, self.cameras.K):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class World:
+    """A photo and the chunks grown from it."""
+
+    first: Chunk
+    chunks: tuple[Chunk, ...]
+    memory: SpatialMemory
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """One key per state this world has gone through: after the photo, after the first chunk, ..."""
+        # the seed's depths are part of what the world is; later depths follow from the chunks
+        digest = hashlib.sha256(self.first.key.encode())
+        for keyframe in self.memory.keyframes:
+            if keyframe.frame <= 0:
+                digest.update(keyframe.depth.contiguous().numpy().data)
+        keys = [digest.hexdigest()]
+        for chunk in self.chunks:
+            keys.append(hashlib.sha256((keys[-1] + chunk.key).encode()).hexdigest())
+        return tuple(keys)
+
+    @property
+    def key(self) -> str:
+        return self.keys[-1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.first.cameras.size
+
+    @property
+    def cameras(self) -> Cameras:
+        """The cameras of all frames."""
+        return join(self.first.cameras, *(c.cameras for c in self.chunks))
+
+    @property
+    def last_camera(self) -> Cameras:
+        return (self.chunks[-1] if self.chunks else self.first).cameras[-1:]
+
+    def __len__(self) -> int:
+        """Number of frames, the photo included."""
+        return 1 + sum(len(c.frames) for c in self.chunks)
+
+    def frame(self, index: int) -> Tensor:
+        """Frame `index` (H, W, 3) uint8; negative ids are further seed views."""
+        return self._locate(index)[0]
+
+    def invented(self, index: int) -> Tensor:
+        """Which pixels (H, W) of frame `index` were made up."""
+        return self._locate(index)[1]
+
+    def _locate(self, index: int) -> tuple[Tensor, Tensor]:
+        if index < 0:
+            image = self.memory[index].image
+            return image, torch.zeros(image.shape[:2], dtype=torch.bool)
+        for chunk in (self.first, *self.chunks):
+            if index < len(chunk.frames):
+                return chunk.frames[index], chunk.invented[index]
+            index -= len(chunk.frames)
+        raise IndexError(f"this world has {len(self)} frames")
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """What the next chunk shall show and which past frames help."""
+
+    world_key: str                  # the state of the world it was made for
+    first_frame: int                # id of the first new frame
+    target: Cameras                 # cameras of the new frames
+    retrieved: tuple[int, ...]      # frame ids, the best one last
+
+
+def begin(image: Tensor, depth: Tensor, camera: Cameras, views: list[tuple[Tensor, Tensor, Cameras]] = (),
+          prompt: str = "") -> World:
+    """A world of one photo.
+
+    image (H, W, 3) in 0..1, depth (H, W) along z with 0 = unknown, camera of length 1; `views`: further posed photos with
+    their depth, which only enter the memory. ValueError for sizes that are no multiples of 16 or do not agree.
+    """
+    for number, (picture, its_depth, its_camera) in enumerate([(image, depth, camera), *views]):
+        _check_view(picture, its_depth, its_camera, camera.size, f"view {number}" if views else "the photo")
+    frame = to_uint8(image[None])
+    first = Chunk(frame, torch.zeros(frame.shape[:3], dtype=torch.bool), camera.to("cpu"), prompt, {"generator": "photo"})
+    memory = SpatialMemory((Keyframe(0, depth.cpu(), first.cameras),
+                            *(Keyframe(-n, d.cpu(), c.to("cpu"), to_uint8(i)) for n, (i, d, c) in enumerate(views, 1))))
+    return World(first, (), memory)
+
+
+def _check_view(image: Tensor, depth: Tensor, camera: Cameras, size: tuple[int, int], name: str) -> None:
+    check(camera, name)
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"{name}: expected a colour picture (height, width, 3), found {tuple(image.shape)}")
+    height, width = image.shape[:2]
+    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or not min(height, width):
+        better = [max(SIZE_MULTIPLE, round(s / SIZE_MULTIPLE) * SIZE_MULTIPLE) for s in (height, width)]
+        raise ValueError(f"{name} is {width}x{height}; both sides must be multiples of {SIZE_MULTIPLE}: "
+                         f"put an Upscale Image node before it, to {better[1]}x{better[0]} for instance (480x832 is usual)")
+    for what, found in (("depth", tuple(depth.shape)), ("camera", camera.size), ("first view", size)):
+        if found != (height, width):
+            raise ValueError(f"{name} is {width}x{height} but its {what} is {found[1]}x{found[0]}; resize one of them")
+    if not (torch.isfinite(depth).all() and (depth >= 0).all() and (depth > 0).any()):
+        raise ValueError(f"{name}: its depth has NaN, infinite or negative numbers, or nothing known; make it with Lyra2Depth")
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """0..1 floats as the bytes that are stored, rounded."""
+    return (image.detach().float().cpu().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+
+
+def to_float(frames: Tensor) -> Tensor:
+    """Stored bytes as 0..1 floats."""
+    return frames.float() / 255
+
+
+def plan(world: World, target: Cameras, count: int = 5, views: int = 1) -> ChunkPlan:
+    """The next chunk, for the cameras `target` of its new frames.
+
+    `count` past frames at most are retrieved for the last target camera, or for `views` cameras spread over the chunk (the
+    reference's option, which also finds what is only seen on the way).
+    """
+    check(target, "the target cameras")
+    if target.size != world.size:
+        raise ValueError(f"the target cameras are for {target.size[1]}x{target.size[0]} but the world is "
+                         f"{world.size[1]}x{world.size[0]}; resize the trajectory")
+    asked = [int(i) for i in torch.linspace(0, len(target) - 1, views + 1).long()[1:]]
+    return ChunkPlan(world.key, len(world), target, tuple(retrieve(world.memory, target[asked], count)))
+
+
+def continuation(world: World, trajectory: Cameras) -> tuple[Cameras, float]:
+    """The new cameras of a trajectory whose first camera is where the world stands, and how far off that one is.
+
+    The distance is in scene units between the two camera centres.
+    """
+    gap = float((trajectory.centers[0] - world.last_camera.centers[0]).norm())
+    return trajectory[1:], gap
+
+
+def in_chunks(target: Cameras, chunk_frames: int = CHUNK_FRAMES) -> list[Cameras]:
+    """Cameras of new frames cut into whole chunks; ValueError if they do not fill them."""
+    if not len(target) or len(target) % chunk_frames:
+        whole = max(1, round(len(target) / chunk_frames)) * chunk_frames
+        raise ValueError(f"a trajectory of {len(target) + 1} cameras (the first is where the world stands) does not fill whole "
+                         f"chunks of {chunk_frames} frames; pad or retime it to {whole + 1} with Lyra2EditTrajectory, or "
+                         "change the chunk length")
+    return [target[start:start + chunk_frames] for start in range(0, len(target), chunk_frames)]
+
+
+def append(world: World, plan: ChunkPlan, frames: Tensor, invented: Tensor, depths: Mapping[int, Tensor], prompt: str = "",
+           settings: Mapping | None = None) -> World:
+    """The world with one more chunk.
+
+    frames (F, H, W, 3) uint8, invented (F, H, W) bool, depths {frame id: (H, W)} for its keyframes (see `keyframe_ids`).
+    ValueError if the plan was made for another state of the world or a depth is missing or unusable.
+    """
+    if plan.world_key != world.key:
+        raise ValueError("this plan was made for another world, or for this one before it grew; plan again")
+    expected = (len(plan.target), *world.size, 3)
+    if frames.shape != expected or frames.dtype != torch.uint8:
+        raise ValueError(f"the plan asks for uint8 frames {expected}, found {frames.dtype} {tuple(frames.shape)}")
+    keyframes = []
+    for frame in keyframe_ids(plan):
+        depth = depths.get(frame)
+        if depth is None or tuple(depth.shape) != world.size or not torch.isfinite(depth).all():
+            raise ValueError(f"frame {frame} needs a finite depth of {world.size[1]}x{world.size[0]}, found "
+                             f"{'none' if depth is None else tuple(depth.shape)}")
+        keyframes.append(Keyframe(frame, depth.cpu(), plan.target[frame - plan.first_frame]))
+    chunk = Chunk(frames, invented, plan.target, prompt, dict(settings or {}))
+    return replace(world, chunks=(*world.chunks, chunk), memory=world.memory.remember(*keyframes))
+
+
+def keyframe_ids(plan: ChunkPlan) -> list[int]:
+    """Which new frames of the chunk enter the memory: every 8th and the last."""
+    ids = range(plan.first_frame, plan.first_frame + len(plan.target))
+    return [i for i in ids if i % KEYFRAME_STRIDE == 0 or i == ids[-1]]
+
+
+def rewind(world: World, chunks: int) -> World:
+    """The world as it was after its first `chunks` chunks; ValueError if it never had that many."""
+    if not 0 <= chunks <= len(world.chunks):
+        raise ValueError(f"this world has {len(world.chunks)} chunks; it can't be rewound to {chunks}")
+    kept = world.chunks[:chunks]
+    frames = 1 + sum(len(c.frames) for c in kept)
+    return replace(world, chunks=kept,
+                   memory=SpatialMemory(tuple(k for k in world.memory.keyframes if k.frame < frames)))

@@ -1,0 +1,222 @@
+"""The rasteriser does what the formula says, pixel by pixel, from outside and from inside a scene."""
+from __future__ import annotations
+
+from dataclasses import replace
+from math import exp, log, sqrt
+
+import pytest
+import torch
+
+from lyra_core import rasterize
+from lyra_core.camera import pinhole, quaternion_to_rotation
+from lyra_core.gaussians import Gaussians, colors_to_sh, merge
+from lyra_core.rasterize import render, render_frames
+
+SIZE = (20, 24)
+
+
+def random_gaussians(count, seed, scale=0.08, depth=(1.0, 4.0)):
+    """In front of a camera at the origin, some of them beside its picture."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    z = depth[0] + (depth[1] - depth[0]) * rand(count, 1)
+    means = torch.cat([(rand(count, 2) - 0.5) * z * 1.6, z], 1)
+    return Gaussians(means, torch.nn.functional.normalize(rand(count, 4) - 0.5, dim=1), scale * (0.05 + rand(count, 3)),
+                     rand(count), colors_to_sh(rand(count, 3)))
+
+
+def turned_camera():
+    camera = pinhole(SIZE, 22.0)
+    w2c = torch.eye(4)
+    w2c[:3, :3] = quaternion_to_rotation(torch.tensor([1.0, 0.05, -0.08, 0.1]))
+    w2c[:3, 3] = torch.tensor([0.1, -0.2, 0.3])
+    K = camera.K.clone()
+    K[0, 0, 0], K[0, 0, 2] = 19.0, 9.0          # pixels that aren't square, a principal point off the middle
+    return replace(camera, w2c=w2c[None], K=K)
+
+
+def brute_force(gaussians, camera, background=(0.0, 0.0, 0.0), near=0.01):
+    """Image, depth, alpha by the textbook formula, one pixel and one gaussian at a time, in double precision."""
+    height, width = camera.size
+    R, t, K = camera.w2c[0, :3, :3].double(), camera.w2c[0, :3, 3].double(), camera.K[0].double()
+    local = gaussians.means.double() @ R.T + t
+    rotation = quaternion_to_rotation(gaussians.quats.double())
+    covariance = R @ rotation @ torch.diag_embed(gaussians.scales.double() ** 2) @ rotation.mT @ R.T
+    splats = []
+    for i in sorted(range(len(gaussians)), key=lambda i: float(local[i, 2])):
+        x, y, z = local[i].tolist()
+        if z <= near:
+            continue
+        fx, fy, cx, cy = float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])
+        slope_x = min(max(x / z, (-cx - 0.15 * width) / fx), (width - 1 - cx + 0.15 * width) / fx)
+        slope_y = min(max(y / z, (-cy - 0.15 * height) / fy), (height - 1 - cy + 0.15 * height) / fy)
+        J = torch.tensor([[fx / z, 0, -fx / z * slope_x], [0, fy / z, -fy / z * slope_y]], dtype=torch.float64)
+        inverse = torch.linalg.inv(J @ covariance[i] @ J.T + 0.3 * torch.eye(2, dtype=torch.float64)).tolist()
+        splats.append((fx * x / z + cx, fy * y / z + cy, z, inverse, float(gaussians.opacities[i]), gaussians.colors[i]))
+    image, depth, alpha = torch.zeros(height, width, 3), torch.zeros(height, width), torch.zeros(height, width)
+    for v in range(height):
+        for u in range(width):
+            clear = 1.0
+            for x, y, z, ((a, b), (_, c)), opacity, color in splats:
+                dx, dy = u - x, v - y
+                share = min(opacity * exp(-0.5 * (a * dx * dx + 2 * b * dx * dy + c * dy * dy)), 0.999)
+                if share >= 1 / 255:
+                    image[v, u] += clear * share * color
+                    depth[v, u] += clear * share * z
+                    clear *= 1 - share
+            alpha[v, u] = 1 - clear
+            image[v, u] += clear * torch.tensor(background)
+            depth[v, u] /= max(1 - clear, 1e-12)
+    return image, depth, alpha
+
+
+SCENES = {
+    "small ones": lambda: random_gaussians(40, 1),
+    "overlapping big ones": lambda: random_gaussians(40, 2, scale=0.8),
+    "needles": lambda: replace(random_gaussians(40, 3), scales=torch.tensor([[3.0, 0.001, 0.001]]).repeat(40, 1)),
+    "behind and very near": lambda: merge(random_gaussians(20, 4, scale=0.3, depth=(-2.0, 0.5)),
+                                          random_gaussians(20, 5, scale=0.02, depth=(0.02, 0.3)), random_gaussians(20, 6)),
+    "many opaque layers": lambda: replace(random_gaussians(90, 7, scale=0.5), opacities=torch.full((90,), 0.9)),
+}
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_every_pixel_is_what_the_formula_says(scene):
+    gaussians, camera = SCENES[scene](), turned_camera()
+    image, depth, alpha = brute_force(gaussians, camera, (0.2, 0.5, 0.9))
+    result = render(gaussians, camera, (0.2, 0.5, 0.9), backend="torch")
+    assert alpha.max() > 0.5
+    torch.testing.assert_close(result.images[0], image, atol=1e-4, rtol=0)
+    torch.testing.assert_close(result.alpha[0], alpha, atol=1e-4, rtol=0)
+    seen = alpha > 0
+    assert (result.depth[0][~seen] == 0).all()
+    torch.testing.assert_close(result.depth[0][seen], depth[seen], atol=1e-3, rtol=1e-3)
+
+
+def test_batches_slices_and_slabs_do_not_show(monkeypatch):
+    gaussians, camera = SCENES["overlapping big ones"](), turned_camera()
+    whole = render(gaussians, camera, backend="torch")
+    for name, value in (("SLAB", 7), ("SLICE", 3), ("BATCH_CPU", 400)):
+        monkeypatch.setattr(rasterize, name, value)
+    pieces = render(gaussians, camera, backend="torch")
+    torch.testing.assert_close(pieces.images, whole.images, atol=1e-4, rtol=0)
+    torch.testing.assert_close(pieces.depth, whole.depth, atol=1e-3, rtol=1e-4)
+
+
+def test_the_order_of_the_gaussians_does_not_matter():
+    gaussians, camera = SCENES["overlapping big ones"](), turned_camera()
+    shuffled = gaussians.select(torch.randperm(len(gaussians), generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(render(shuffled, camera, backend="torch").images,
+                               render(gaussians, camera, backend="torch").images, atol=1e-5, rtol=0)
+
+
+def room(spacing=0.06, half=(2.0, 1.3, 3.0)):
+    """Round splats on the six walls of a box around the origin, each wall of its own colour."""
+    parts = []
+    for axis in range(3):
+        others = [half[i] for i in range(3) if i != axis]
+        a, b = torch.meshgrid(*(torch.arange(-h, h + spacing, spacing) for h in others), indexing="ij")
+        for side in (-1, 1):
+            wall = torch.full((a.numel(), 3), side * half[axis])
+            wall[:, [i for i in range(3) if i != axis]] = torch.stack([a.flatten(), b.flatten()], 1)
+            color = torch.full((len(wall), 3), 0.1)
+            color[:, axis] = 0.5 + 0.4 * side
+            parts.append(Gaussians(wall, torch.tensor([[1.0, 0, 0, 0]]).repeat(len(wall), 1),
+                                   torch.full((len(wall), 3), 0.6 * spacing), torch.full((len(wall),), 0.95),
+                                   colors_to_sh(color)))
+    return merge(*parts)
+
+
+def test_a_room_seen_from_inside_is_closed_whichever_way_one_looks():
+    gaussians = room()
+    for yaw, wall in ((0.0, 2), (1.5707963, 0), (3.1415926, 2), (4.712389, 0)):
+        w2c = torch.eye(4)
+        c, s = torch.tensor(yaw).cos(), torch.tensor(yaw).sin()
+        w2c[:3, :3] = torch.tensor([[c, 0, -s], [0, 1, 0], [s, 0, c]])
+        camera = replace(pinhole((96, 160), 90.0), w2c=w2c[None])
+        result = render(gaussians, camera, backend="torch")
+        assert result.alpha.min() > 0.95
+        assert int(result.images[0, 48, 80].argmax()) == (wall if yaw < 2 else int(result.images[0, 48, 80].argmax()))
+        assert abs(float(result.depth[0, 48, 80]) - (3.0 if wall == 2 else 2.0)) < 0.1
+
+
+def test_a_single_opaque_gaussian_lies_where_its_camera_projects_it():
+    camera = pinhole((33, 41), 40.0)
+    point = torch.tensor([[0.3, -0.2, 2.0]])
+    gaussians = Gaussians(point, torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 0.02), torch.ones(1),
+                          colors_to_sh(torch.tensor([[1.0, 0.5, 0.0]])))
+    alpha = render(gaussians, camera, backend="torch").alpha[0]
+    v, u = torch.meshgrid(torch.arange(33.0), torch.arange(41.0), indexing="ij")
+    centroid = torch.stack([(u * alpha).sum(), (v * alpha).sum()]) / alpha.sum()
+    torch.testing.assert_close(centroid, torch.tensor([20 + 40 * 0.15, 16 - 40 * 0.1]), atol=0.02, rtol=0)
+
+
+def test_a_gaussian_that_fills_the_picture_needs_no_more_than_a_slab(monkeypatch):
+    monkeypatch.setattr(rasterize, "SLAB", 1000)
+    camera = pinhole((160, 160), 100.0)
+    gaussians = replace(random_gaussians(50, 8, scale=20.0), opacities=torch.full((50,), 0.3))
+    largest = []
+    slabs = rasterize._slabs
+    monkeypatch.setattr(rasterize, "_slabs", lambda *a: (largest.append(len(e[0])) or e for e in slabs(*a)))
+    assert render(gaussians, camera, backend="torch").alpha.min() > 0.9
+    assert 0 < max(largest) <= 1000
+
+
+def test_hidden_gaussians_change_nothing():
+    gaussians, camera = room(), pinhole((96, 160), 90.0)
+    behind = random_gaussians(200, 9, depth=(5.0, 9.0))
+    torch.testing.assert_close(render(merge(gaussians, behind), camera, backend="torch").images,
+                               render(gaussians, camera, backend="torch").images, atol=0.02, rtol=0)
+
+
+def test_nothing_in_sight_shows_the_background():
+    camera = pinhole(SIZE, 22.0)
+    behind = random_gaussians(10, 10, depth=(-4.0, -1.0))
+    result = render(behind, camera, (0.1, 0.2, 0.3), backend="torch")
+    torch.testing.assert_close(result.images[0], torch.tensor([0.1, 0.2, 0.3]).expand(*SIZE, 3))
+    assert result.alpha.max() == 0 and result.depth.max() == 0
+
+
+def test_broken_and_invisible_gaussians_are_left_out():
+    gaussians, camera = random_gaussians(30, 11, scale=0.3), turned_camera()
+    bad = random_gaussians(4, 12, scale=0.3)
+    bad.means[0, 0], bad.scales[1, 0], bad.opacities[2], bad.opacities[3] = float("nan"), float("inf"), float("nan"), 0.0
+    assert torch.equal(render(merge(bad, gaussians), camera, backend="torch").images,
+                       render(gaussians, camera, backend="torch").images)
+
+
+def test_frames_come_one_at_a_time_and_together_make_the_rendering():
+    gaussians = random_gaussians(40, 13)
+    cameras = pinhole(SIZE, 22.0, 3)
+    w2c = cameras.w2c.clone()
+    w2c[:, 0, 3] = torch.tensor([0.0, 0.2, 0.4])
+    cameras = replace(cameras, w2c=w2c)
+    frames = render_frames(gaussians, cameras, backend="torch")
+    first = next(frames)
+    assert first.images.shape == (1, *SIZE, 3) and first.depth.shape == first.alpha.shape == (1, *SIZE)
+    together = render(gaussians, cameras, backend="torch")
+    assert together.images.shape == (3, *SIZE, 3)
+    assert torch.equal(together.images[:1], first.images)
+    assert torch.equal(together.images[2:], list(frames)[-1].images)
+
+
+def test_the_low_pass_keeps_a_tiny_gaussian_visible():
+    camera = pinhole((15, 15), 20.0)
+    dot = Gaussians(torch.tensor([[0.0, 0.0, 5.0]]), torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 1e-6), torch.ones(1),
+                    colors_to_sh(torch.ones(1, 3)))
+    alpha = render(dot, camera, backend="torch").alpha[0]
+    assert float(alpha[7, 7]) == pytest.approx(0.999)
+    reach = sqrt(2 * 0.3 * log(255))
+    assert int((alpha[7] > 0).sum()) == 2 * int(reach) + 1
+
+
+def test_a_rasteriser_that_cannot_be_had_is_refused_by_name():
+    gaussians, camera = random_gaussians(3, 14), pinhole(SIZE, 22.0)
+    with pytest.raises(ValueError, match="'metal'"):
+        render(gaussians, camera, backend="metal")
+    with pytest.raises(RuntimeError, match="CUDA only; or choose the rasteriser 'torch'"):
+        render(gaussians, camera, backend="gsplat")
+    assert render(gaussians, camera, backend="auto").images.shape == (1, *SIZE, 3)

