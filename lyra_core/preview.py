@@ -10,18 +10,23 @@ sources at once, so that what is made up in one frame stays where it is in all o
 """
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from . import world_files
 from .camera import Cameras, project, unproject
 from .depth import sharpened
 from .warp import lift, merge, splat
-from .world import ChunkPlan, World, keyframe_ids, to_float, to_uint8
+from .world import CHUNK_FRAMES, ChunkPlan, World, append, continuation, in_chunks, keyframe_ids, plan, to_float, to_uint8
+
+VIEWS = 3                   # target cameras per chunk that past frames are retrieved for: also what is only seen on the way
 
 AGREEMENT = 0.04            # relative disparity by which two views of the same surface may differ
 SOFTNESS = 2.0              # pixels away at which what is made up is blurred over two pixels; twice that, over four; ...
@@ -46,6 +51,40 @@ class Preview:
     frames: Tensor                      # (F, H, W, 3) uint8
     invented: Tensor                    # (F, H, W) bool
     depths: Mapping[int, Tensor]        # of its keyframes
+
+
+def explore(world: World, trajectory: Cameras, *, chunk_frames: int = CHUNK_FRAMES, count: int = 5,
+            prompts: Callable[[int], str] = lambda chunk: "", folder: Path | None = None,
+            on_frame: Callable[[int, int, Tensor | None], None] = lambda done, total, image: None) -> World:
+    """The world grown along a trajectory whose first camera is where it stands.
+
+    `count` past frames at most help with each chunk (0: only the newest). `prompts(chunk)` is kept with each chunk. With a
+    `folder` the world is saved there after every chunk, and chunks that were already made there in the same way are taken
+    from it instead of made again, so an interrupted exploration goes on where it was.
+    """
+    target, _ = continuation(world, trajectory)
+    for index, cameras in enumerate(in_chunks(target, chunk_frames)):
+        settings = {"generator": "geometry preview", "retrieved": count, "path": _fingerprint(cameras)}
+        grown = _made_before(folder, world, prompts(index), settings)
+        if grown is None:
+            chunk_plan = plan(world, cameras, count, VIEWS)
+            preview = generate(world, chunk_plan, lambda done, _, image, i=index: on_frame(i * chunk_frames + done, len(target), image))
+            grown = append(world, chunk_plan, preview.frames, preview.invented, preview.depths, prompts(index), settings)
+        if folder is not None:
+            world_files.save(grown, folder)
+        on_frame((index + 1) * chunk_frames, len(target), None)
+        world = grown
+    return world
+
+
+def _made_before(folder: Path | None, world: World, prompt: str, settings: Mapping) -> World | None:
+    """The saved world one chunk on, if this very chunk was made in that folder before."""
+    entries = world_files.continuing(folder, world) if folder is not None else []
+    return next((world_files.load(folder, branch=e.key) for e in entries if e.prompt == prompt and e.settings == settings), None)
+
+
+def _fingerprint(cameras: Cameras) -> str:
+    return hashlib.sha256(cameras.w2c.numpy().tobytes() + cameras.K.numpy().tobytes()).hexdigest()[:16]
 
 
 def generate(world: World, plan: ChunkPlan, on_frame: Callable[[int, int, Tensor], None] = lambda done, total, image: None) -> Preview:

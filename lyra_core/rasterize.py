@@ -31,7 +31,7 @@ JACOBIAN_MARGIN = 0.3   # beyond the picture's edge, in half-pictures: where the
 TILE = 8                # px; smaller wastes less on small gaussians, larger sorts fewer entries
 SLICE = 32              # gaussians blended per step in every tile
 SLAB = 2 ** 21          # entries (gaussian, tile) held at once; bounds the memory when gaussians cover the whole picture
-BATCH_CPU = 2 ** 18     # (tile, gaussian, pixel) triples computed at once: what stays in the cache
+BATCH_CPU = 2 ** 20     # (tile, gaussian, pixel) triples computed at once: few steps, that still fit in the cache
 BATCH_GPU = 2 ** 24
 
 
@@ -160,7 +160,7 @@ def _in_sight(gaussians: Gaussians, local: Tensor, camera: Cameras, near: float)
     height, width = camera.size
     K, z = camera.K[0], local[:, 2]
     sigma = gaussians.scales.amax(1)
-    seen = (z > near) & torch.isfinite(sigma)
+    seen = z > near
     for axis, size in ((0, width), (1, height)):
         low, high = -K[axis, 2] / K[axis, axis], (size - 1 - K[axis, 2]) / K[axis, axis]
         # the held Jacobian is steepest at the margin, a little beyond the picture; its rows are no longer than this

@@ -155,6 +155,9 @@ def test_what_is_hidden_in_the_second_view_is_not_compared(image):
     depth_b[:, :10], other[:, :10] = 1.0, 0.0
     assert reprojection_error(image, depth, camera, other, camera) > 0.05
     assert reprojection_error(image, depth, camera, other, camera, depth_b) < 1e-4
+    depth[:, 20:] = 0           # unknown, so it isn't compared, even from where the first camera itself is in sight
+    assert reprojection_error(image, depth, camera, other, dolly([-2.0])) == pytest.approx(
+        reprojection_error(image[:, :20], depth[:, :20], replace(camera, size=(24, 20)), other, dolly([-2.0])), abs=1e-6)
     with pytest.raises(ValueError, match="no pixel"):
         reprojection_error(image, torch.zeros(SIZE), camera, other, camera)
 

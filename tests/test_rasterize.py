@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import exp, log, sqrt
+from math import exp, log, pi, sqrt
 
 import pytest
 import torch
@@ -132,15 +132,16 @@ def room(spacing=0.06, half=(2.0, 1.3, 3.0)):
 
 def test_a_room_seen_from_inside_is_closed_whichever_way_one_looks():
     gaussians = room()
-    for yaw, wall in ((0.0, 2), (1.5707963, 0), (3.1415926, 2), (4.712389, 0)):
+    for yaw, axis, side in ((0.0, 2, 1), (0.5, 0, 1), (1.0, 2, -1), (1.5, 0, -1)):
+        angle = torch.tensor(yaw * pi)
         w2c = torch.eye(4)
-        c, s = torch.tensor(yaw).cos(), torch.tensor(yaw).sin()
-        w2c[:3, :3] = torch.tensor([[c, 0, -s], [0, 1, 0], [s, 0, c]])
+        w2c[0, 0] = w2c[2, 2] = angle.cos()
+        w2c[0, 2], w2c[2, 0] = -angle.sin(), angle.sin()
         camera = replace(pinhole((96, 160), 90.0), w2c=w2c[None])
         result = render(gaussians, camera, backend="torch")
         assert result.alpha.min() > 0.95
-        assert int(result.images[0, 48, 80].argmax()) == (wall if yaw < 2 else int(result.images[0, 48, 80].argmax()))
-        assert abs(float(result.depth[0, 48, 80]) - (3.0 if wall == 2 else 2.0)) < 0.1
+        assert float(result.images[0, 48, 80, axis]) == pytest.approx(0.5 + 0.4 * side, abs=0.03)
+        assert float(result.depth[0, 48, 80]) == pytest.approx({2: 3.0, 0: 2.0}[axis], abs=0.1)
 
 
 def test_a_single_opaque_gaussian_lies_where_its_camera_projects_it():
@@ -220,3 +221,19 @@ def test_a_rasteriser_that_cannot_be_had_is_refused_by_name():
     with pytest.raises(RuntimeError, match="CUDA only; or choose the rasteriser 'torch'"):
         render(gaussians, camera, backend="gsplat")
     assert render(gaussians, camera, backend="auto").images.shape == (1, *SIZE, 3)
+
+
+def test_gsplat_is_asked_in_its_own_conventions():
+    gaussians, camera = random_gaussians(3, 15), turned_camera()
+    asked = {}
+
+    def rasterization(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options):
+        asked.update(options, K=Ks, size=(height, width), colors=colors)
+        picture = torch.arange(4.0).expand(1, height, width, 4)
+        return picture, torch.full((1, height, width, 1), 0.5), {}
+
+    color, alpha, depth = rasterize._render_gsplat(rasterization, gaussians, camera, near=0.2)
+    torch.testing.assert_close(asked["K"][0, :2, 2], camera.K[0, :2, 2] + 0.5)
+    assert asked["size"] == SIZE and asked["near_plane"] == 0.2 and asked["eps2d"] == rasterize.LOW_PASS
+    assert color.shape == (*SIZE, 3) and alpha.shape == depth.shape == SIZE
+    assert color[0, 0].tolist() == [0, 1, 2] and depth[0, 0] == 3 and alpha[0, 0] == 0.5

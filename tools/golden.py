@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lyra_core import camera_files, trajectory  # noqa: E402
-from lyra_core.camera import Cameras, quaternion_to_rotation  # noqa: E402
+from lyra_core.camera import Cameras, quaternion_to_rotation, unproject  # noqa: E402
+from lyra_core.correspondence import canonical_coordinates  # noqa: E402
+from lyra_core.memory import STRIDE, TOLERANCE, Keyframe, retrieve  # noqa: E402
+from lyra_core.warp import FAR, Warp, lift, merge, reliable, splat  # noqa: E402
 
 FOLDERS = ("model", "arloop", "traj", "gsrecon")
 SUFFIXES = (".json", ".npz", ".safetensors")
@@ -29,6 +34,9 @@ CAMERA_LIMIT = 1e-5         # relative; presets, zoom, custom trajectories
 LOADED_LIMIT = 1e-6         # relative; the example's trajectory
 PATH_LIMIT = 1e-4           # camera paths
 GROUND_DEGREES = 6.0        # two random plane fits of the same noisy points
+POINT_LIMIT = 1e-5          # relative; world points
+PIXEL_LIMIT = 1e-4          # absolute; a warped value that is farther off makes its pixel count as wrong
+WRONG_PIXELS = 1e-3         # share of pixels that may be wrong: a coordinate on a pixel border falls to either side
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,14 @@ def relative(found: Tensor, expected: Tensor) -> float:
         return math.inf
     found, expected = found.double(), expected.double()
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+
+
+def wrong_pixels(found: Tensor, expected: Tensor) -> float:
+    """Share of pixels (F, C, H, W) that are off by more than PIXEL_LIMIT in any channel; infinite if the shapes differ."""
+    if found.shape != expected.shape:
+        return math.inf
+    right = (found.float() - expected.float()).abs() <= PIXEL_LIMIT      # NaN is not
+    return float((~right).any(1).float().mean())
 
 
 def degrees_between(a: Tensor, b: Tensor) -> float:
@@ -210,6 +226,75 @@ def check_saved_path(golden: Golden) -> Iterator[Check]:
 
 # ---------------------------------------------------------------------------------------------------------- arloop
 
+def check_warp(golden: Golden) -> Iterator[Check]:
+    arrays, names = golden.arrays, golden.json["targets"]
+    size = tuple(arrays["src_depth"].shape)
+    targets = Cameras(arrays["tgt_w2c"], arrays["tgt_K"], size)
+
+    def lifted(view: str, features: Tensor | None = None):
+        camera = Cameras(arrays[f"{view}_w2c"][None], arrays["K"][None], size)
+        return lift(arrays[f"{view}_depth"], camera, arrays[f"{view}_rgb"].movedim(0, -1) if features is None else features)
+
+    def compare(case: str, warp: Warp, keys: tuple[str, str, str]) -> Iterator[Check]:
+        found = (_picture(warp), warp.depth[:, None], warp.seen[:, None])
+        for key, values in zip(keys, found, strict=True):
+            if key in arrays:
+                yield Check(case, key, wrong_pixels(values, arrays[key].view(values.shape)), WRONG_PIXELS)
+
+    known = torch.isfinite(arrays["src_depth"]) & (arrays["src_depth"] > 0)
+    points = unproject(arrays["src_depth"][None], Cameras(arrays["src_w2c"][None], arrays["K"][None], size))[0]
+    yield Check("unproject", "world_points", relative(points[known], arrays["world_points"][known]), POINT_LIMIT)
+    for key in (key for key in arrays if key.startswith("reliable_mask_")):
+        threshold = float(key.rpartition("_")[2].replace("p", "."))
+        found = reliable(torch.nan_to_num(arrays["src_depth"], nan=FAR).clamp(0, FAR), threshold)
+        masks = [(mask & known)[None, None] for mask in (found, arrays[key] > 0.5)]
+        yield Check("reliable", key, wrong_pixels(*masks), WRONG_PIXELS)
+    for key in (key for key in arrays if key.startswith("canonical_coords_slot")):
+        coordinates = canonical_coordinates(size, int(key.removeprefix("canonical_coords_slot")))
+        yield Check("canonical", key, relative(coordinates.movedim(-1, 0), arrays[key]), POINT_LIMIT)
+        warp = splat(lifted("src", coordinates), targets, len(targets))
+        yield from compare("batch", warp, ("coord_warp_batch", "", ""))
+    for case, batch in (("batch", len(targets)), ("single", 1)):
+        warp = splat(lifted("src"), targets, batch)
+        yield from compare(case, warp, (f"rgb_warp_{case}", f"depth_warp_{case}", f"mask_{case}"))
+    if "right" not in names:
+        yield Check("two_view", skip="the file doesn't say which of its targets the two views were warped into")
+        return
+    warp = splat(merge(lifted("src"), lifted("src2")), targets[names.index("right")])
+    yield from compare("two_view", warp, ("two_view_rgb", "two_view_depth", "two_view_mask"))
+
+
+def _picture(warp: Warp) -> Tensor:
+    """(F, C, H, W) as the reference's pictures: holes and the lower bound are -1."""
+    return torch.where(warp.seen[..., None], warp.features.clamp(-1, 1), -1.0).movedim(-1, 1)
+
+
+def check_retrieval(golden: Golden) -> Iterator[Check]:
+    arrays = golden.arrays
+    w2c = arrays["w2c"]
+    cameras = Cameras(w2c, arrays["K"].expand(len(w2c), 3, 3), tuple(arrays["hw"].tolist()))
+    stored = {frame: Keyframe(frame, depth, cameras[frame])
+              for frame, depth in zip(arrays["frame_ids"].tolist(), arrays["depth"], strict=True)}
+    for key in (key for key in arrays if re.fullmatch(r"cache_world_points_idx\d+", key)):
+        keyframe = list(stored.values())[int(key.removeprefix("cache_world_points_idx"))]
+        depth = keyframe.depth[::STRIDE, ::STRIDE]
+        points = torch.where(depth[..., None] > 0, unproject(depth[None], keyframe.camera.subsampled(STRIDE))[0], 0.0)
+        yield Check(key, "world_points", relative(points, arrays[key]), POINT_LIMIT)
+    for i, case in enumerate(golden.json):
+        name, options = f"{i}:{case['tag']}", case["kwargs"]
+        unknown = sorted(set(case["cache_frame_ids"]) - stored.keys())
+        if unknown or options.get("random"):
+            yield Check(name, skip=f"the files don't say which stored entries {unknown} copy" if unknown else "a random choice")
+            continue
+        found = retrieve([stored[frame] for frame in case["cache_frame_ids"]], cameras[case["target_frames"]],
+                         options["num_latents"], tolerance=options.get("depth_threshold", TOLERANCE),
+                         skip_last=options.get("skip_last_n", 0), unknown_at_origin=True,
+                         by="coverage" if options.get("max_coverage", True) else "ownership")
+        expected = [frame for _, frame in case["result_latent_frame_ids"]]
+        wrong = sum(a != b for a, b in zip_longest(found, expected))
+        yield Check(name, "wrong_ids", wrong, 0)
+
+
 def check_loaded_trajectory(golden: Golden) -> Iterator[Check]:
     arrays, record = golden.arrays, golden.json
     source = golden.folder.parent.parent / "inputs" / record["source"] / "trajectory.npz"
@@ -255,6 +340,8 @@ CHECKS: dict[tuple[str, str], Callable[[Golden], Iterator[Check]]] = {
     ("traj", "campath_eval"): check_path_evaluation,
     ("traj", "campath_sampled"): check_path_samples,
     ("traj", "campath_saved_by_reference"): check_saved_path,
+    ("arloop", "a_forward_warp"): check_warp,
+    ("arloop", "b_retrieval"): check_retrieval,
     ("arloop", "f_trajectory"): check_loaded_trajectory,
     ("arloop", "i_camera_traj"): check_preset_files,
 }

@@ -1,0 +1,6 @@
+"""ComfyUI-LyraWorlds: one photo becomes a world that you walk through, come back to and extend."""
+
+
+async def comfy_entrypoint():
+    from .nodes import LyraExtension
+    return LyraExtension()

@@ -1,0 +1,66 @@
+"""The sockets of this pack, and small crossings between them and the host's types."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.utils import ProgressBar
+from comfy_api.latest import io
+from PIL import Image
+
+CATEGORY = "Lyra 2"
+
+World = io.Custom("LYRA2_WORLD")            # lyra_core.world.World
+Cameras = io.Custom("LYRA2_CAMERAS")        # lyra_core.camera.Cameras
+Depth = io.Custom("LYRA2_DEPTH")            # tuple of lyra_core.depth.DepthMap, one per picture
+Plan = io.Custom("LYRA2_PLAN")              # lyra_core.world.ChunkPlan
+MogeGeometry = io.Custom("MOGE_GEOMETRY")
+Da3Geometry = io.Custom("DA3_GEOMETRY")
+
+
+def colour(image: torch.Tensor) -> torch.Tensor:
+    """An IMAGE batch (B, H, W, C) as three channels: grey is repeated, alpha is dropped as the reference does."""
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or not len(image):
+        raise ValueError(f"expected pictures (batch, height, width, 1, 3 or 4 channels), found {tuple(image.shape)}")
+    return image.expand(*image.shape[:3], 3) if image.shape[-1] == 1 else image[..., :3]
+
+
+def progress(total: int, size: int = 512) -> Callable[[int, int, torch.Tensor | None], None]:
+    """A callback (done, total, uint8 picture or None) that moves the node's bar, shows the picture and obeys an interrupt."""
+    bar = ProgressBar(total)
+
+    def on_step(done: int, _total: int, picture: torch.Tensor | None = None) -> None:
+        throw_exception_if_processing_interrupted()
+        preview = None if picture is None else ("JPEG", Image.fromarray(picture.cpu().numpy()), size)
+        bar.update_absolute(done, total, preview)
+
+    return on_step
+
+
+def input_files(*suffixes: str) -> list[str]:
+    """Files of the input folder and its subfolders with one of these endings, as names relative to it."""
+    base = Path(folder_paths.get_input_directory())
+    return sorted(f.relative_to(base).as_posix() for s in suffixes for f in base.rglob(f"*{s}") if f.is_file())
+
+
+def input_path(name: str) -> Path:
+    """The path of a file in the input folder; ValueError for names that lead out of it."""
+    return Path(folder_paths.get_annotated_filepath(name))
+
+
+def file_fingerprint(path: Path) -> str:
+    """Changes exactly when the file's content does."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+
+
+def output_folder(name: str) -> Path:
+    """output/NAME; ValueError for names that lead out of the output folder."""
+    base = Path(folder_paths.get_output_directory()).resolve()
+    path = (base / name).resolve()
+    if not name.strip() or path == base or base not in path.parents:
+        raise ValueError(f"{name!r} is no folder inside the output folder; use a plain name such as worlds/my_world")
+    return path

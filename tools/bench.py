@@ -1,0 +1,151 @@
+"""Measures what the geometry costs: `python tools/bench.py [warp] [retrieval] [preview] [memory] [all by default]`.
+
+Scenes are made up on the spot. Every bar is a ratio or a count that holds on any machine; seconds are only printed.
+Exit status 1 if a bar is missed.
+"""
+from __future__ import annotations
+
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lyra_core import preview, trajectory  # noqa: E402
+from lyra_core.camera import Cameras, join, pinhole, unproject  # noqa: E402
+from lyra_core.depth import room_box  # noqa: E402
+from lyra_core.memory import Keyframe, retrieve  # noqa: E402
+from lyra_core.warp import lift, splat, splat_batches  # noqa: E402
+from lyra_core.world import World, append, begin, plan  # noqa: E402
+
+SIZE = (480, 832)
+FOCAL = 700.0
+SOURCES, VIEWS, PLAIN_VIEWS = 6, 80, 4      # the plain way is timed on the last few views of every source
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table."""
+
+    what: str
+    value: str
+    bar: str = ""
+    met: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.what:<58} {self.value:>18}   {f'{self.bar}: ' + ('met' if self.met else 'MISSED') if self.bar else ''}"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def walk(frames: int, size: tuple[int, int] = SIZE, focal: float = FOCAL, way: float = 1.0) -> Cameras:
+    """An orbit of a room, as the presets make it."""
+    return trajectory.preset("orbit_horizontal", pinhole(size, focal), frames, 4.0, "left", way)
+
+
+def room(size: tuple[int, int], focal: float) -> Tensor:
+    """Depth of a room with a box standing in it, all known, with some relief on the walls."""
+    depth = room_box(size, pinhole(size, focal).K[0], (0.5, 0.5), (0.3, 0.3, 0.7, 0.7), 6.0).depth
+    rows, columns = (torch.linspace(0, 40, s) for s in size)
+    depth = depth * (1 + 0.01 * torch.sin(rows)[:, None] * torch.cos(columns))
+    depth[size[0] // 2:size[0] * 3 // 4, size[1] // 3:size[1] // 2] = 2.0
+    return depth
+
+
+def picture(size: tuple[int, int]) -> Tensor:
+    noise = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(noise, size, mode="bilinear")[0].permute(1, 2, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- warp
+
+def plain_warp(depth: Tensor, features: Tensor, source: Cameras, targets: Cameras) -> tuple[Tensor, Tensor]:
+    """The straightforward way: everything again for every target, every channel scattered alone, depth in a second pass.
+
+    depth (H, W), features (H, W, C) -> features (F, H, W, C) with holes -1, depth (F, H, W) with holes 0.
+    """
+    count, (height, width) = len(targets), targets.size
+    depths = depth.repeat(count, 1, 1).nan_to_num(nan=1e4).clamp(0, 1e4)
+    spread = F.max_pool2d(depths[:, None], 5, 1, 2) + F.max_pool2d(-depths[:, None], 5, 1, 2)
+    valid = (depths > 0) & (spread / (F.avg_pool2d(depths[:, None], 5, 1, 2) + 1e-6) < 0.05)[:, 0]
+    frame, row, column = valid.nonzero(as_tuple=True)
+    inverse_K = torch.linalg.inv(source.K.repeat(count, 1, 1))[frame]
+    c2w = torch.linalg.inv(source.w2c.repeat(count, 1, 1))[frame]
+    pixels = torch.stack([column, row, torch.ones_like(row)], 1).float()[..., None]
+    local = inverse_K @ pixels * depths[valid][:, None, None]
+    world = torch.zeros(count, height, width, 4)
+    world[..., 3] = 1
+    world[valid] = (c2w @ torch.cat([local, torch.ones_like(local[:, :1])], 1))[..., 0] * torch.tensor([1.0, 1, 1, 1])
+    seen = (targets.w2c[:, None, None] @ world[..., None])[..., :3, 0]
+    projected = (targets.K[:, None, None] @ seen[..., None])[..., 0]
+    z = projected[..., 2]
+    mask = (valid & (z > 0)).float()
+    xy = projected[..., :2] / (z + 1e-7)[..., None]
+    colours = features.repeat(count, 1, 1, 1)
+    picture, covered = _plain_splat(colours, z, mask, xy)
+    rendered, _ = _plain_splat(z[..., None].clone(), z, mask, xy)
+    return torch.where(covered, picture, -1.0).clamp(-1, 1), rendered[..., 0]
+
+
+def _plain_splat(values: Tensor, z: Tensor, mask: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
+    count, height, width, channels = values.shape
+    logarithm = torch.log1p(z.clamp_min(0))
+    steep = torch.exp((50 * logarithm / (logarithm.max() + 1e-7)).clamp(max=80)) + 1e-7
+    x, y = (xy[..., 0] + 1).clamp(0, width + 1), (xy[..., 1] + 1).clamp(0, height + 1)
+    frame = torch.arange(count)[:, None, None].expand_as(z)
+    total, weights = torch.zeros(count, height + 2, width + 2, channels), torch.zeros(count, height + 2, width + 2)
+    for px in (x.floor(), x.ceil()):
+        for py in (y.floor(), y.ceil()):
+            weight = (1 - (x - px).abs()) * (1 - (y - py).abs()) * mask / steep
+            index = frame, py.long(), px.long()
+            weights.index_put_(index, weight, accumulate=True)
+            for channel in range(channels):
+                total[..., channel].index_put_(index, values[..., channel] * weight, accumulate=True)
+    total, weights = total[:, 1:-1, 1:-1], weights[:, 1:-1, 1:-1, None]
+    return torch.where(weights > 0, total / weights.clamp_min(1e-38), 0.0), weights > 0
+
+
+def bench_warp() -> Iterator[Result]:
+    cameras, depth, colours = walk(VIEWS), room(SIZE, FOCAL), picture(SIZE)
+    sources = [cameras[i * VIEWS // SOURCES] for i in range(SOURCES)]
+
+    def ours() -> None:
+        for source in sources:
+            for _ in splat_batches(lift(depth, source, colours), cameras):
+                pass
+
+    def plain() -> None:
+        for source in sources:
+            plain_warp(depth, colours, source, cameras[-PLAIN_VIEWS:])
+
+    ours_alike = splat(lift(depth, sources[0], colours), cameras[-PLAIN_VIEWS:])
+    plain_alike, _ = plain_warp(depth, colours, sources[0], cameras[-PLAIN_VIEWS:])
+    wrong = (torch.where(ours_alike.seen[..., None], ours_alike.features, -1.0) - plain_alike).abs().amax(-1) > 1e-4
+    share = float(wrong.float().mean())
+    yield Result("warp: pixels that differ from the plain way", f"{share:.1e}", "<= 1e-3", share <= 1e-3)
+    pair = seconds(plain) / SOURCES / PLAIN_VIEWS
+    whole = seconds(ours)
+    yield Result(f"warp: the plain way, per source and view ({torch.get_num_threads()} threads)", f"{1000 * pair:.1f} ms")
+    yield Result("warp: ours, per source and view", f"{1000 * whole / SOURCES / VIEWS:.1f} ms")
+    yield Result(f"warp: ours, {SOURCES} sources into {VIEWS} views of {SIZE[1]}x{SIZE[0]}", f"{whole:.1f} s")
+    ratio = pair * SOURCES * VIEWS / whole
+    yield Result("warp: times faster", f"{ratio:.1f}", ">= 10", ratio >= 10)
+
+
+BENCHES: dict[str, Callable[[], Iterator[Result]]] = {"warp": bench_warp}
+if __name__ == "__main__":
+    for r in bench_warp(): print(r, flush=True)
