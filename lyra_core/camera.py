@@ -4,6 +4,7 @@ Everything in this project uses OpenCV axes (x right, y down, z forward) and *in
 top-left pixel is (0, 0). The Lyra 2 weights were trained so, and subsampling `image[::s, ::s]` is then exactly
 `K[:2] / s`. Other conventions are crossed in the functions at the end of this file, and nowhere else.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -11,16 +12,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-AXES_FLIP = (1.0, -1.0, -1.0)          # OpenCV (y down, z forward) <-> OpenGL and three.js (y up, z backward)
+AXES_FLIP = (1.0, -1.0, -1.0)  # OpenCV (y down, z forward) <-> OpenGL and three.js (y up, z backward)
 
 
 @dataclass(frozen=True)
 class Cameras:
     """F pinhole cameras of one image size."""
 
-    w2c: Tensor             # (F, 4, 4) world-to-camera, OpenCV axes, scene units
-    K: Tensor               # (F, 3, 3) pixels; the top-left pixel's centre is (0, 0)
-    size: tuple[int, int]   # (height, width) in pixels
+    w2c: Tensor  # (F, 4, 4) world-to-camera, OpenCV axes, scene units
+    K: Tensor  # (F, 3, 3) pixels; the top-left pixel's centre is (0, 0)
+    size: tuple[int, int]  # (height, width) in pixels
 
     def __len__(self) -> int:
         return self.w2c.shape[0]
@@ -67,8 +68,11 @@ def join(first: Cameras, *others: Cameras) -> Cameras:
     sizes = {c.size for c in (first, *others)}
     if len(sizes) > 1:
         raise ValueError(f"cameras of different image sizes {sorted(sizes)} can't be joined; resize them first")
-    return replace(first, w2c=torch.cat([first.w2c, *(c.w2c.to(first.w2c) for c in others)]),
-                   K=torch.cat([first.K, *(c.K.to(first.K) for c in others)]))
+    return replace(
+        first,
+        w2c=torch.cat([first.w2c, *(c.w2c.to(first.w2c) for c in others)]),
+        K=torch.cat([first.K, *(c.K.to(first.K) for c in others)]),
+    )
 
 
 def pinhole(size: tuple[int, int], focal: float, frames: int = 1) -> Cameras:
@@ -82,22 +86,41 @@ def check(cameras: Cameras, source: str = "the cameras") -> Cameras:
     """The cameras themselves, or a ValueError that names the first frame that is no camera and why."""
     w2c, K = cameras.w2c, cameras.K
     if w2c.ndim != 3 or w2c.shape[1:] != (4, 4) or K.shape != (len(w2c), 3, 3):
-        raise ValueError(f"{source}: expected w2c (F, 4, 4) and K (F, 3, 3), found {tuple(w2c.shape)} and {tuple(K.shape)}")
+        raise ValueError(
+            f"{source}: expected w2c (F, 4, 4) and K (F, 3, 3), found {tuple(w2c.shape)} and {tuple(K.shape)}"
+        )
     if len(w2c) == 0:
         raise ValueError(f"{source}: there is no camera in it")
-    _refuse_first(~torch.isfinite(w2c).flatten(1).all(1) | ~torch.isfinite(K).flatten(1).all(1),
-                  source, lambda i: "has NaN or infinite numbers")
+    _refuse_first(
+        ~torch.isfinite(w2c).flatten(1).all(1) | ~torch.isfinite(K).flatten(1).all(1),
+        source,
+        lambda i: "has NaN or infinite numbers",
+    )
     R = w2c[:, :3, :3]
     defect = (R @ R.mT - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax((1, 2))
-    _refuse_first(defect > 1e-2, source, lambda i: f"has a rotation that is not orthonormal (R Rᵀ is off by {defect[i]:.3g}); "
-                  "w2c must be rigid, without scale")
-    _refuse_first(torch.linalg.det(R) < 0, source, lambda i: "is mirrored (its rotation has determinant -1); "
-                  "flip one axis, OpenCV cameras are right-handed")
+    _refuse_first(
+        defect > 1e-2,
+        source,
+        lambda i: (
+            f"has a rotation that is not orthonormal (R Rᵀ is off by {defect[i]:.3g}); w2c must be rigid, without scale"
+        ),
+    )
+    _refuse_first(
+        torch.linalg.det(R) < 0,
+        source,
+        lambda i: "is mirrored (its rotation has determinant -1); flip one axis, OpenCV cameras are right-handed",
+    )
     last_row = (w2c[:, 3] - w2c.new_tensor([0, 0, 0, 1])).abs().amax(1)
-    _refuse_first(last_row > 1e-5, source, lambda i: f"has last row {w2c[i, 3].tolist()} instead of [0, 0, 0, 1]; "
-                  "is the matrix transposed?")
-    _refuse_first((K[:, 0, 0] <= 0) | (K[:, 1, 1] <= 0), source,
-                  lambda i: f"has focal lengths {K[i, 0, 0]:.4g}, {K[i, 1, 1]:.4g}; they must be positive pixels")
+    _refuse_first(
+        last_row > 1e-5,
+        source,
+        lambda i: f"has last row {w2c[i, 3].tolist()} instead of [0, 0, 0, 1]; is the matrix transposed?",
+    )
+    _refuse_first(
+        (K[:, 0, 0] <= 0) | (K[:, 1, 1] <= 0),
+        source,
+        lambda i: f"has focal lengths {K[i, 0, 0]:.4g}, {K[i, 1, 1]:.4g}; they must be positive pixels",
+    )
     return cameras
 
 
@@ -130,6 +153,7 @@ def project(points: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
 
 
 # ------------------------------------------------------------------------------------------- other people's conventions
+
 
 def to_corner_origin(K: Tensor) -> Tensor:
     """Intrinsics for those who put the top-left pixel's centre at (0.5, 0.5): gsplat, COLMAP, nerfstudio."""
@@ -164,11 +188,15 @@ def rotation_to_quaternion(R: Tensor) -> Tensor:
     trace = m.diagonal(dim1=1, dim2=2)
     # 4 q qᵀ, row by row; the row with the largest diagonal is the well-conditioned one
     w, x, y, z = 1 + trace.sum(1), *(1 + 2 * trace[:, i] - trace.sum(1) for i in range(3))
-    outer = torch.stack([
-        torch.stack([w, m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]], 1),
-        torch.stack([m[:, 2, 1] - m[:, 1, 2], x, m[:, 1, 0] + m[:, 0, 1], m[:, 0, 2] + m[:, 2, 0]], 1),
-        torch.stack([m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] + m[:, 0, 1], y, m[:, 2, 1] + m[:, 1, 2]], 1),
-        torch.stack([m[:, 1, 0] - m[:, 0, 1], m[:, 0, 2] + m[:, 2, 0], m[:, 2, 1] + m[:, 1, 2], z], 1)], 1)
+    outer = torch.stack(
+        [
+            torch.stack([w, m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]], 1),
+            torch.stack([m[:, 2, 1] - m[:, 1, 2], x, m[:, 1, 0] + m[:, 0, 1], m[:, 0, 2] + m[:, 2, 0]], 1),
+            torch.stack([m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] + m[:, 0, 1], y, m[:, 2, 1] + m[:, 1, 2]], 1),
+            torch.stack([m[:, 1, 0] - m[:, 0, 1], m[:, 0, 2] + m[:, 2, 0], m[:, 2, 1] + m[:, 1, 2], z], 1),
+        ],
+        1,
+    )
     best = torch.stack([w, x, y, z], 1).argmax(1)
     q = torch.nn.functional.normalize(outer[torch.arange(len(m), device=R.device), best], dim=-1)
     return torch.where(q[:, :1] < 0, -q, q).reshape(*R.shape[:-2], 4)
@@ -177,6 +205,17 @@ def rotation_to_quaternion(R: Tensor) -> Tensor:
 def quaternion_to_rotation(q: Tensor) -> Tensor:
     """Rotation matrices (..., 3, 3) of quaternions (..., 4), order w x y z, of any length but zero."""
     w, x, y, z = torch.nn.functional.normalize(q, dim=-1).unbind(-1)
-    return torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-                        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-                        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1).reshape(*q.shape[:-1], 3, 3)
+    return torch.stack(
+        [
+            1 - 2 * (y * y + z * z),
+            2 * (x * y - w * z),
+            2 * (x * z + w * y),
+            2 * (x * y + w * z),
+            1 - 2 * (x * x + z * z),
+            2 * (y * z - w * x),
+            2 * (x * z - w * y),
+            2 * (y * z + w * x),
+            1 - 2 * (x * x + y * y),
+        ],
+        -1,
+    ).reshape(*q.shape[:-1], 3, 3)

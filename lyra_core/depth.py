@@ -2,6 +2,7 @@
 
 Depth is along z in scene units; 0 means unknown. Sky, invalid and non-finite pixels are unknown, whatever they came from.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from .camera import Cameras, from_normalized, pinhole, pixel_grid
 class DepthMap:
     """How far the surfaces in one picture are."""
 
-    depth: Tensor       # (H, W) along z, scene units, 0 = unknown
-    K: Tensor           # (3, 3) pixels of this map, integer centres
-    source: str         # where it came from, for people
+    depth: Tensor  # (H, W) along z, scene units, 0 = unknown
+    K: Tensor  # (3, 3) pixels of this map, integer centres
+    source: str  # where it came from, for people
 
     @property
     def size(self) -> tuple[int, int]:
@@ -37,7 +38,9 @@ def depth_map(depth: Tensor, K: Tensor, source: str) -> DepthMap:
     ValueError if nothing is left, or if K is not a usable (3, 3).
     """
     if depth.ndim != 2 or min(depth.shape) < 2:
-        raise ValueError(f"{source}: a depth map must be (height, width) with at least 2 pixels a side, found {tuple(depth.shape)}")
+        raise ValueError(
+            f"{source}: a depth map must be (height, width) with at least 2 pixels a side, found {tuple(depth.shape)}"
+        )
     if K.shape != (3, 3) or not torch.isfinite(K).all() or K[0, 0] <= 0 or K[1, 1] <= 0:
         raise ValueError(f"{source}: unusable intrinsics {K.tolist()}; focal lengths must be positive")
     depth = depth.detach().float().cpu()
@@ -64,7 +67,9 @@ def sharpened(depth: Tensor, jump: float = 0.05) -> Tensor:
     known = depth > 0
     disparity = torch.where(known, 1 / depth.clamp_min(1e-12), 0.0)
     d = F.pad(disparity[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
-    bend = torch.maximum((d[1:-1, :-2] - 2 * disparity + d[1:-1, 2:]).abs(), (d[:-2, 1:-1] - 2 * disparity + d[2:, 1:-1]).abs())
+    bend = torch.maximum(
+        (d[1:-1, :-2] - 2 * disparity + d[1:-1, 2:]).abs(), (d[:-2, 1:-1] - 2 * disparity + d[2:, 1:-1]).abs()
+    )
     floating = known & (F.max_pool2d((bend > jump * disparity).float()[None, None], 3, 1, 1)[0, 0] > 0)
     near = F.max_pool2d(disparity[None, None], 5, 1, 2)[0, 0]
     far = -F.max_pool2d(-torch.where(known, disparity, float("inf"))[None, None], 5, 1, 2)[0, 0]
@@ -75,6 +80,7 @@ def sharpened(depth: Tensor, jump: float = 0.05) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------- without weights
 
+
 def focal_from_fov(size: tuple[int, int], horizontal_fov: float) -> float:
     """Focal length in pixels of a picture `size` wide by `horizontal_fov` degrees."""
     if not 1 <= horizontal_fov <= 170:
@@ -83,7 +89,7 @@ def focal_from_fov(size: tuple[int, int], horizontal_fov: float) -> float:
 
 
 def _rays(size: tuple[int, int], K: Tensor) -> Tensor:
-    return pixel_grid(size) @ torch.linalg.inv(K).T                                    # (H, W, 3), z = 1
+    return pixel_grid(size) @ torch.linalg.inv(K).T  # (H, W, 3), z = 1
 
 
 def plane(size: tuple[int, int], K: Tensor, distance: float) -> DepthMap:
@@ -105,8 +111,13 @@ def ground(size: tuple[int, int], K: Tensor, horizon: float, camera_height: floa
     return depth_map(scale, K, f"ground, horizon at {horizon:g}")
 
 
-def room_box(size: tuple[int, int], K: Tensor, vanishing_point: tuple[float, float], back_wall: tuple[float, float, float, float],
-             distance: float) -> DepthMap:
+def room_box(
+    size: tuple[int, int],
+    K: Tensor,
+    vanishing_point: tuple[float, float],
+    back_wall: tuple[float, float, float, float],
+    distance: float,
+) -> DepthMap:
     """The inside of a box: floor, ceiling, two side walls and a back wall.
 
     vanishing_point: (x, y) where the room's long edges meet; back_wall: (left, top, right, bottom) of the far wall; all in
@@ -114,8 +125,10 @@ def room_box(size: tuple[int, int], K: Tensor, vanishing_point: tuple[float, flo
     """
     (vx, vy), (left, top, right, bottom) = vanishing_point, back_wall
     if not (left < vx < right and top < vy < bottom):
-        raise ValueError(f"the vanishing point ({vx:g}, {vy:g}) must lie inside the back wall, which spans x {left:g} to "
-                         f"{right:g} and y {top:g} to {bottom:g}")
+        raise ValueError(
+            f"the vanishing point ({vx:g}, {vy:g}) must lie inside the back wall, which spans x {left:g} to "
+            f"{right:g} and y {top:g} to {bottom:g}"
+        )
     height, width = size
     _, axes = _axes_through(K, (vx * (width - 1), vy * (height - 1)))
     inverse = torch.linalg.inv(K)
@@ -152,17 +165,23 @@ def from_picture(picture: Tensor, K: Tensor, kind: str, near: float, far: float)
         raise ValueError(f"kind {kind!r}: expected 'disparity', 'linear' or 'metric'")
     if not 0 < near < far:
         raise ValueError(f"near {near:g} and far {far:g}: expected 0 < near < far, in scene units")
-    depth = {"disparity": 1 / (1 / far + value.clamp(0, 1) * (1 / near - 1 / far)),
-             "linear": near + value.clamp(0, 1) * (far - near), "metric": value * far}[kind]
+    depth = {
+        "disparity": 1 / (1 / far + value.clamp(0, 1) * (1 / near - 1 / far)),
+        "linear": near + value.clamp(0, 1) * (far - near),
+        "metric": value * far,
+    }[kind]
     return depth_map(depth, K, f"{kind} picture")
 
 
 # ------------------------------------------------------------------------------------------- the host's own estimators
 
+
 def from_moge(geometry: dict, index: int = 0) -> DepthMap:
     """From the host's MOGE_GEOMETRY: depth (B, H, W), intrinsics (B, 3, 3) in units of the picture, mask (B, H, W)."""
     if "intrinsics" not in geometry:
-        raise ValueError("this MOGE_GEOMETRY has no intrinsics (a panorama?); use MoGeInference, which gives a perspective view")
+        raise ValueError(
+            "this MOGE_GEOMETRY has no intrinsics (a panorama?); use MoGeInference, which gives a perspective view"
+        )
     depth = _pick(geometry, "depth", index, "MOGE_GEOMETRY")
     if "mask" in geometry:
         depth = torch.where(_pick(geometry, "mask", index, "MOGE_GEOMETRY").bool(), depth, 0.0)
@@ -181,8 +200,11 @@ def from_da3(geometry: dict, index: int = 0, horizontal_fov: float = 60.0) -> De
     if "intrinsics" in geometry:
         return depth_map(depth, geometry["intrinsics"][0, index].float().cpu(), "Depth Anything 3")
     size = tuple(depth.shape)
-    return depth_map(depth, pinhole(size, focal_from_fov(size, horizontal_fov)).K[0],
-                     f"Depth Anything 3, field of view of {horizontal_fov:g} degrees assumed")
+    return depth_map(
+        depth,
+        pinhole(size, focal_from_fov(size, horizontal_fov)).K[0],
+        f"Depth Anything 3, field of view of {horizontal_fov:g} degrees assumed",
+    )
 
 
 def _pick(geometry: dict, key: str, index: int, kind: str) -> Tensor:

@@ -3,6 +3,7 @@
 Retrieval is the reference's greedy coverage: project the remembered points of every keyframe into the target views,
 keep those within a tolerance of the nearest surface, and pick the keyframe that adds most pixels, again and again.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,18 +14,18 @@ from torch import Tensor
 
 from .camera import Cameras, unproject
 
-STRIDE = 4                  # one remembered point per 4x4 pixels
-TOLERANCE = 0.1             # scene units behind the nearest surface at which a point still counts as visible
+STRIDE = 4  # one remembered point per 4x4 pixels
+TOLERANCE = 0.1  # scene units behind the nearest surface at which a point still counts as visible
 
 
 @dataclass(frozen=True)
 class Keyframe:
     """One remembered frame."""
 
-    frame: int                      # pixel-frame id; negative for further seed views
-    depth: Tensor                   # (H, W) along z, scene units, 0 = unknown
-    camera: Cameras                 # length 1
-    image: Tensor | None = None     # (H, W, 3) uint8, only for seed views, which are in no chunk
+    frame: int  # pixel-frame id; negative for further seed views
+    depth: Tensor  # (H, W) along z, scene units, 0 = unknown
+    camera: Cameras  # length 1
+    image: Tensor | None = None  # (H, W, 3) uint8, only for seed views, which are in no chunk
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,16 @@ class SpatialMemory:
         return replace(self, keyframes=(*self.keyframes, *(k for k in keyframes if k.frame not in known)))
 
 
-def retrieve(memory: SpatialMemory | Sequence[Keyframe], targets: Cameras, count: int = 5, *, tolerance: float = TOLERANCE,
-             skip_last: int = 0, by: str = "coverage", unknown_at_origin: bool = False) -> list[int]:
+def retrieve(
+    memory: SpatialMemory | Sequence[Keyframe],
+    targets: Cameras,
+    count: int = 5,
+    *,
+    tolerance: float = TOLERANCE,
+    skip_last: int = 0,
+    by: str = "coverage",
+    unknown_at_origin: bool = False,
+) -> list[int]:
     """Frame ids of the keyframes that see most of the target views, the best one LAST; at most `count`.
 
     The newest frame counts as seen already (its own warp conditions the chunk) and is never returned by coverage.
@@ -113,7 +122,9 @@ def _most_owned(keyframes, sightings, nearest: Tensor, count: int, _tolerance: f
     return ranked[:count]
 
 
-def _sightings(keyframes: list[Keyframe], targets: Cameras, unknown_at_origin: bool) -> dict[int, tuple[Tensor, Tensor]]:
+def _sightings(
+    keyframes: list[Keyframe], targets: Cameras, unknown_at_origin: bool
+) -> dict[int, tuple[Tensor, Tensor]]:
     """Per candidate that some target sees: flat cell indices (view, row, column) and z of its points in them."""
     height, width = targets.size
     depths = [k.depth[::STRIDE, ::STRIDE].to(targets.w2c.device) for k in keyframes]
@@ -146,23 +157,35 @@ def _in_frustum(keyframes: list[Keyframe], depths: list[Tensor], targets: Camera
     device = targets.w2c.device
     c2w = torch.linalg.inv(torch.cat([c.w2c for c in cameras])).to(device)
     inverse_K = torch.linalg.inv(torch.cat([c.subsampled(STRIDE).K for c in cameras])).to(device)
-    limits = torch.stack([torch.stack([torch.where(d > 0, d, float("inf")).amin(), d.amax()]) for d in depths])   # (C, 2)
+    limits = torch.stack(
+        [torch.stack([torch.where(d > 0, d, float("inf")).amin(), d.amax()]) for d in depths]
+    )  # (C, 2)
     height, width = depths[0].shape
-    corners = torch.tensor([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]], dtype=torch.float32,
-                           device=device)
-    rays = corners @ inverse_K.mT                                                                                   # (C, 4, 3)
-    local = (rays[:, None] * limits[:, :, None, None]).flatten(1, 2)                                                # (C, 8, 3)
+    corners = torch.tensor(
+        [[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]],
+        dtype=torch.float32,
+        device=device,
+    )
+    rays = corners @ inverse_K.mT  # (C, 4, 3)
+    local = (rays[:, None] * limits[:, :, None, None]).flatten(1, 2)  # (C, 8, 3)
     world = local @ c2w[:, :3, :3].mT + c2w[:, None, :3, 3]
     empty = limits[:, 1] <= 0
     if unknown_at_origin:
         unknown = torch.stack([(d <= 0).any() for d in depths])
-        world = torch.cat([torch.where(empty[:, None, None], 0.0, world),
-                           torch.where(unknown[:, None, None], 0.0, world[:, :1])], 1)
+        world = torch.cat(
+            [torch.where(empty[:, None, None], 0.0, world), torch.where(unknown[:, None, None], 0.0, world[:, :1])], 1
+        )
         empty = empty & ~unknown
     view_rows, view_columns = targets.size
-    x, y, z = ((world[None] @ targets.w2c[:, None, :3, :3].mT + targets.w2c[:, None, None, :3, 3])
-               @ targets.K[:, None].mT).unbind(-1)                                                                  # (V, C, 8)
-    margin = 1.0                                            # pixels; rounding moves a point by at most half of one
-    outside = [z <= 0, x + margin * z < 0, x - (view_columns - 1 + margin) * z > 0,
-               y + margin * z < 0, y - (view_rows - 1 + margin) * z > 0]
+    x, y, z = (
+        (world[None] @ targets.w2c[:, None, :3, :3].mT + targets.w2c[:, None, None, :3, 3]) @ targets.K[:, None].mT
+    ).unbind(-1)  # (V, C, 8)
+    margin = 1.0  # pixels; rounding moves a point by at most half of one
+    outside = [
+        z <= 0,
+        x + margin * z < 0,
+        x - (view_columns - 1 + margin) * z > 0,
+        y + margin * z < 0,
+        y - (view_rows - 1 + margin) * z > 0,
+    ]
     return ~torch.stack([plane.all(-1) for plane in outside]).any(0) & ~empty

@@ -1,4 +1,5 @@
 """A camera path as pictures: over the first view, and on a map seen from above."""
+
 from __future__ import annotations
 
 import torch
@@ -7,8 +8,8 @@ from torch import Tensor
 
 from .camera import Cameras
 
-START, END = (80, 220, 120), (240, 80, 60)          # colours of the first and the last camera
-FRUSTA = 9                                          # how many cameras are drawn as frusta
+START, END = (80, 220, 120), (240, 80, 60)  # colours of the first and the last camera
+FRUSTA = 9  # how many cameras are drawn as frusta
 
 
 def over_first_view(image: Tensor, cameras: Cameras, depth: float) -> Tensor:
@@ -43,7 +44,7 @@ def from_above(cameras: Cameras, points: Tensor, colours: Tensor, size: tuple[in
 
     ground = torch.full((height, width, 3), 24, dtype=torch.uint8)
     if len(points):
-        order = points[:, 1].argsort(descending=True)            # y points down: what is higher is drawn later
+        order = points[:, 1].argsort(descending=True)  # y points down: what is higher is drawn later
         u, v = place(points[order]).round().long().unbind(1)
         inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
         ground[v[inside], u[inside]] = (colours[order][inside] * 255).to(torch.uint8)
@@ -71,7 +72,9 @@ def _colour(index: int, count: int) -> tuple[int, int, int]:
 def _window(camera: Cameras, depth: float) -> Tensor:
     """Corners (4, 3) of the picture in the world at `depth`: top left, top right, bottom right, bottom left."""
     height, width = camera.size
-    corners = torch.tensor([[0, 0, 1], [width - 1, 0, 1], [width - 1, height - 1, 1], [0, height - 1, 1]], dtype=torch.float32)
+    corners = torch.tensor(
+        [[0, 0, 1], [width - 1, 0, 1], [width - 1, height - 1, 1], [0, height - 1, 1]], dtype=torch.float32
+    )
     local = corners @ torch.linalg.inv(camera.K[0]).T * depth
     return local @ camera.c2w[0, :3, :3].T + camera.centers[0]
 
@@ -81,8 +84,10 @@ def _to_pixels(points: Tensor, camera: Cameras) -> list[tuple[float, float] | No
     local = points @ camera.w2c[0, :3, :3].T + camera.w2c[0, :3, 3]
     u, v, z = (local @ camera.K[0].T).unbind(1)
     reach = 20 * max(camera.size)
-    return [(float(a / c), float(b / c)) if c > 1e-3 and abs(a / c) < reach and abs(b / c) < reach else None
-            for a, b, c in zip(u, v, z, strict=True)]
+    return [
+        (float(a / c), float(b / c)) if c > 1e-3 and abs(a / c) < reach and abs(b / c) < reach else None
+        for a, b, c in zip(u, v, z, strict=True)
+    ]
 
 
 def _to_tensor(canvas: Image.Image) -> Tensor:

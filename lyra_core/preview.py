@@ -8,6 +8,7 @@ nearest pixels, softer with distance.
 Frames of a chunk are made coarse to fine (the last, the middle, the quarters, ...), and the keyframes among them become
 sources at once, so that what is made up in one frame stays where it is in all others.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -24,38 +25,56 @@ from . import world_files
 from .camera import Cameras, project, unproject
 from .depth import sharpened
 from .warp import lift, merge, splat
-from .world import CHUNK_FRAMES, ChunkPlan, World, append, continuation, in_chunks, keyframe_ids, plan, to_float, to_uint8
+from .world import (
+    CHUNK_FRAMES,
+    ChunkPlan,
+    World,
+    append,
+    continuation,
+    in_chunks,
+    keyframe_ids,
+    plan,
+    to_float,
+    to_uint8,
+)
 
-VIEWS = 3                   # target cameras per chunk that past frames are retrieved for: also what is only seen on the way
+VIEWS = 3  # target cameras per chunk that past frames are retrieved for: also what is only seen on the way
 
-AGREEMENT = 0.04            # relative disparity by which two views of the same surface may differ
-SOFTNESS = 2.0              # pixels away at which what is made up is blurred over two pixels; twice that, over four; ...
-NEIGHBOURS = 3              # frames of the running chunk that a new one looks back to, nearest first
+AGREEMENT = 0.04  # relative disparity by which two views of the same surface may differ
+SOFTNESS = 2.0  # pixels away at which what is made up is blurred over two pixels; twice that, over four; ...
+NEIGHBOURS = 3  # frames of the running chunk that a new one looks back to, nearest first
 
 
 @dataclass(frozen=True)
 class Source:
     """A past frame, ready to be looked up."""
 
-    image: Tensor           # (H, W, 3) 0..1
-    invented: Tensor        # (H, W) bool
-    depth: Tensor           # (H, W), 0 = unknown, no pixels floating at silhouettes
-    camera: Cameras         # length 1
-    new: Tensor             # (H, W) bool: shows a surface that no earlier source does
+    image: Tensor  # (H, W, 3) 0..1
+    invented: Tensor  # (H, W) bool
+    depth: Tensor  # (H, W), 0 = unknown, no pixels floating at silhouettes
+    camera: Cameras  # length 1
+    new: Tensor  # (H, W) bool: shows a surface that no earlier source does
 
 
 @dataclass(frozen=True)
 class Preview:
     """One chunk, ready for `append`."""
 
-    frames: Tensor                      # (F, H, W, 3) uint8
-    invented: Tensor                    # (F, H, W) bool
-    depths: Mapping[int, Tensor]        # of its keyframes
+    frames: Tensor  # (F, H, W, 3) uint8
+    invented: Tensor  # (F, H, W) bool
+    depths: Mapping[int, Tensor]  # of its keyframes
 
 
-def explore(world: World, trajectory: Cameras, *, chunk_frames: int = CHUNK_FRAMES, count: int = 5,
-            prompts: Callable[[int], str] = lambda chunk: "", folder: Path | None = None,
-            on_frame: Callable[[int, int, Tensor | None], None] = lambda done, total, image: None) -> World:
+def explore(
+    world: World,
+    trajectory: Cameras,
+    *,
+    chunk_frames: int = CHUNK_FRAMES,
+    count: int = 5,
+    prompts: Callable[[int], str] = lambda chunk: "",
+    folder: Path | None = None,
+    on_frame: Callable[[int, int, Tensor | None], None] = lambda done, total, image: None,
+) -> World:
     """The world grown along a trajectory whose first camera is where it stands.
 
     `count` past frames at most help with each chunk (0: only the newest). `prompts(chunk)` is kept with each chunk. With a
@@ -66,13 +85,18 @@ def explore(world: World, trajectory: Cameras, *, chunk_frames: int = CHUNK_FRAM
     for index, cameras in enumerate(in_chunks(target, chunk_frames)):
         settings = {"generator": "geometry preview", "retrieved": count, "path": _fingerprint(cameras)}
         grown = _made_before(folder, world, prompts(index), settings)
-        if grown is None:
+        if grown is not None:
+            on_frame((index + 1) * chunk_frames, len(target), grown.frame(len(grown) - 1))
+        else:
             chunk_plan = plan(world, cameras, count, VIEWS)
-            preview = generate(world, chunk_plan, lambda done, _, image, i=index: on_frame(i * chunk_frames + done, len(target), image))
-            grown = append(world, chunk_plan, preview.frames, preview.invented, preview.depths, prompts(index), settings)
+            preview = generate(
+                world, chunk_plan, lambda done, _, image, i=index: on_frame(i * chunk_frames + done, len(target), image)
+            )
+            grown = append(
+                world, chunk_plan, preview.frames, preview.invented, preview.depths, prompts(index), settings
+            )
         if folder is not None:
             world_files.save(grown, folder)
-        on_frame((index + 1) * chunk_frames, len(target), None)
         world = grown
     return world
 
@@ -80,14 +104,18 @@ def explore(world: World, trajectory: Cameras, *, chunk_frames: int = CHUNK_FRAM
 def _made_before(folder: Path | None, world: World, prompt: str, settings: Mapping) -> World | None:
     """The saved world one chunk on, if this very chunk was made in that folder before."""
     entries = world_files.continuing(folder, world) if folder is not None else []
-    return next((world_files.load(folder, branch=e.key) for e in entries if e.prompt == prompt and e.settings == settings), None)
+    return next(
+        (world_files.load(folder, branch=e.key) for e in entries if e.prompt == prompt and e.settings == settings), None
+    )
 
 
 def _fingerprint(cameras: Cameras) -> str:
     return hashlib.sha256(cameras.w2c.numpy().tobytes() + cameras.K.numpy().tobytes()).hexdigest()[:16]
 
 
-def generate(world: World, plan: ChunkPlan, on_frame: Callable[[int, int, Tensor], None] = lambda done, total, image: None) -> Preview:
+def generate(
+    world: World, plan: ChunkPlan, on_frame: Callable[[int, int, Tensor], None] = lambda done, total, image: None
+) -> Preview:
     """The frames of `plan`, from what the world remembers. Deterministic. `on_frame(done, total, (H, W, 3) uint8)`."""
     count = len(plan.target)
     frames = torch.empty(count, *world.size, 3, dtype=torch.uint8)
@@ -129,7 +157,9 @@ def remembered_sources(world: World, plan: ChunkPlan) -> list[Source]:
     for frame in frames:
         keyframe = world.memory[frame]
         camera = keyframe.camera
-        sources.append(_source(to_float(world.frame(frame)), world.invented(frame), sharpened(keyframe.depth), camera, sources))
+        sources.append(
+            _source(to_float(world.frame(frame)), world.invented(frame), sharpened(keyframe.depth), camera, sources)
+        )
     return sources
 
 
@@ -147,8 +177,11 @@ def _source(image: Tensor, invented: Tensor, depth: Tensor, camera: Cameras, ear
 
 def look_up(sources: list[Source], camera: Cameras) -> tuple[Tensor, Tensor, Tensor]:
     """One new view: image (H, W, 3), which pixels are made up (H, W), and its depth (H, W), complete."""
-    surfaces = [lift(torch.where(s.new, s.depth, 0.0), s.camera, s.image.new_zeros(*s.depth.shape, 0), continuity=None)
-                for s in sources if s.new.any()]
+    surfaces = [
+        lift(torch.where(s.new, s.depth, 0.0), s.camera, s.image.new_zeros(*s.depth.shape, 0), continuity=None)
+        for s in sources
+        if s.new.any()
+    ]
     warp = splat(merge(*surfaces), camera)
     depth, covered = warp.depth[0], warp.seen[0]
     if not covered.any():
@@ -205,6 +238,7 @@ def _sample(image: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------------- making it up
 
+
 def _made_up(image: Tensor, depth: Tensor, known: Tensor) -> Tensor:
     """Colours (H, W, 3) for the pixels that are not known: their surroundings, blurred more the farther away those are."""
     filled = torch.where(known[..., None], image, _continue(image, depth, known))
@@ -242,7 +276,9 @@ def _continue(values: Tensor, depth: Tensor, known: Tensor, farther: float = 6.0
     if reached.all():
         return carried
     # corners, whose row and column hold nothing known, continue what has just been carried there
-    return torch.where(reached[..., None], carried, _continue(carried, torch.where(known, depth, deepest), reached, farther))
+    return torch.where(
+        reached[..., None], carried, _continue(carried, torch.where(known, depth, deepest), reached, farther)
+    )
 
 
 def _last_known(known: Tensor, axis: int, backwards: bool) -> tuple[Tensor, Tensor, Tensor]:

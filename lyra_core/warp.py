@@ -6,6 +6,7 @@ all views that are warped together, so the batching (16 consecutive views) is pa
 
 A source is lifted to world points once; all its features and its depth go through one scatter per view.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from .camera import Cameras, unproject
 
-FAR = 1e4                   # scene units; deeper values and NaN count as this far away, as in the reference
-CONTINUITY = 0.05           # relative depth range of a 5x5 window above which a pixel is not warped
-VIEWS_PER_BATCH = 16        # the reference's warp chunk
+FAR = 1e4  # scene units; deeper values and NaN count as this far away, as in the reference
+CONTINUITY = 0.05  # relative depth range of a 5x5 window above which a pixel is not warped
+VIEWS_PER_BATCH = 16  # the reference's warp chunk
 STEEPNESS = 50.0
 
 
@@ -28,18 +29,18 @@ STEEPNESS = 50.0
 class Points:
     """Pixels lifted to the world, ready to be seen from anywhere."""
 
-    xyz: Tensor             # (N, 3) world, scene units
-    features: Tensor        # (N, C) whatever travels with them: colours, coordinates
-    complete: bool          # False if a source pixel was left out; the reference then counts the world's origin as a point
+    xyz: Tensor  # (N, 3) world, scene units
+    features: Tensor  # (N, C) whatever travels with them: colours, coordinates
+    complete: bool  # False if a source pixel was left out; the reference then counts the world's origin as a point
 
 
 @dataclass(frozen=True)
 class Warp:
     """Points as seen by F cameras."""
 
-    features: Tensor        # (F, H, W, C), 0 where nothing was seen
-    depth: Tensor           # (F, H, W) along z, 0 where nothing was seen
-    seen: Tensor            # (F, H, W) bool
+    features: Tensor  # (F, H, W, C), 0 where nothing was seen
+    depth: Tensor  # (F, H, W) along z, 0 where nothing was seen
+    seen: Tensor  # (F, H, W) bool
 
 
 def reliable(depth: Tensor, threshold: float = CONTINUITY) -> Tensor:
@@ -66,7 +67,9 @@ def lift(depth: Tensor, camera: Cameras, features: Tensor, continuity: float | N
 
 def merge(*points: Points) -> Points:
     """Points of several views as one set, to be warped together."""
-    return Points(torch.cat([p.xyz for p in points]), torch.cat([p.features for p in points]), all(p.complete for p in points))
+    return Points(
+        torch.cat([p.xyz for p in points]), torch.cat([p.features for p in points]), all(p.complete for p in points)
+    )
 
 
 def splat(points: Points, cameras: Cameras, batch: int = VIEWS_PER_BATCH) -> Warp:
@@ -77,12 +80,16 @@ def splat(points: Points, cameras: Cameras, batch: int = VIEWS_PER_BATCH) -> War
 
 def splat_batches(points: Points, cameras: Cameras, batch: int = VIEWS_PER_BATCH) -> Iterator[Warp]:
     """`splat`, one batch of views at a time, so that a long path never has to fit in memory."""
-    values = torch.cat([points.features, points.features.new_zeros(len(points.xyz), 1),
-                        points.features.new_ones(len(points.xyz), 1)], 1)
+    values = torch.cat(
+        [points.features, points.features.new_zeros(len(points.xyz), 1), points.features.new_ones(len(points.xyz), 1)],
+        1,
+    )
     for start in range(0, len(cameras), batch):
-        views = cameras[start:start + batch]
+        views = cameras[start : start + batch]
         scale = _depth_scale(points, views)
-        yield _stack([_splat_one(points.xyz, values, views.w2c[i], views.K[i], views.size, scale) for i in range(len(views))])
+        yield _stack(
+            [_splat_one(points.xyz, values, views.w2c[i], views.K[i], views.size, scale) for i in range(len(views))]
+        )
 
 
 def _stack(views: list[tuple[Tensor, Tensor, Tensor]]) -> Warp:
@@ -128,10 +135,11 @@ def _scatter(cells: Tensor, weights: Tensor, values: Tensor, count: int) -> Tens
     if values.device.type == "cpu":
         # a transposed sparse product is the fastest scatter of rows that a CPU has, and always adds in the same order
         from scipy.sparse import csc_matrix
+
         starts = np.arange(0, cells.numel() + 1, cells.shape[1], dtype=np.int32)
         matrix = csc_matrix((weights.reshape(-1).numpy(), cells.reshape(-1).numpy(), starts), (count, len(cells)))
         return torch.from_numpy(matrix @ values.numpy())
     out = values.new_zeros(count, values.shape[1])
     for k in range(cells.shape[1]):
-        out.index_add_(0, cells[:, k], weights[:, k:k + 1] * values)
+        out.index_add_(0, cells[:, k], weights[:, k : k + 1] * values)
     return out

@@ -6,6 +6,7 @@ A generator is anything that turns a plan into frames. Worlds are values: every 
 parts with the old, so undo is keeping the old one and a branch is using it twice. Scene units are those of the first
 view's depth; metres only if that was metric.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -20,20 +21,20 @@ from torch import Tensor
 from .camera import Cameras, check, join
 from .memory import Keyframe, SpatialMemory, retrieve
 
-KEYFRAME_STRIDE = 8         # every 8th frame enters the memory, and the last of each chunk
-CHUNK_FRAMES = 80           # 20 latents of the video VAE; other generators may make chunks of any length
-SIZE_MULTIPLE = 16          # the VAE's 8 times the transformer's 2
+KEYFRAME_STRIDE = 8  # every 8th frame enters the memory, and the last of each chunk
+CHUNK_FRAMES = 80  # 20 latents of the video VAE; other generators may make chunks of any length
+SIZE_MULTIPLE = 16  # the VAE's 8 times the transformer's 2
 
 
 @dataclass(frozen=True)
 class Chunk:
     """Frames that were generated together; the photo is a chunk of one."""
 
-    frames: Tensor                                              # (F, H, W, 3) uint8
-    invented: Tensor                                            # (F, H, W) bool: not seen in the photo, made up
-    cameras: Cameras                                            # F
+    frames: Tensor  # (F, H, W, 3) uint8
+    invented: Tensor  # (F, H, W) bool: not seen in the photo, made up
+    cameras: Cameras  # F
     prompt: str = ""
-    settings: Mapping = field(default_factory=dict)             # what made it; plain JSON values
+    settings: Mapping = field(default_factory=dict)  # what made it; plain JSON values
 
     @cached_property
     def key(self) -> str:
@@ -109,14 +110,15 @@ class World:
 class ChunkPlan:
     """What the next chunk shall show and which past frames help."""
 
-    world_key: str                  # the state of the world it was made for
-    first_frame: int                # id of the first new frame
-    target: Cameras                 # cameras of the new frames
-    retrieved: tuple[int, ...]      # frame ids, the best one last
+    world_key: str  # the state of the world it was made for
+    first_frame: int  # id of the first new frame
+    target: Cameras  # cameras of the new frames
+    retrieved: tuple[int, ...]  # frame ids, the best one last
 
 
-def begin(image: Tensor, depth: Tensor, camera: Cameras, views: list[tuple[Tensor, Tensor, Cameras]] = (),
-          prompt: str = "") -> World:
+def begin(
+    image: Tensor, depth: Tensor, camera: Cameras, views: list[tuple[Tensor, Tensor, Cameras]] = (), prompt: str = ""
+) -> World:
     """A world of one photo.
 
     image (H, W, 3) in 0..1, depth (H, W) along z with 0 = unknown, camera of length 1; `views`: further posed photos with
@@ -125,9 +127,15 @@ def begin(image: Tensor, depth: Tensor, camera: Cameras, views: list[tuple[Tenso
     for number, (picture, its_depth, its_camera) in enumerate([(image, depth, camera), *views]):
         _check_view(picture, its_depth, its_camera, camera.size, f"view {number}" if views else "the photo")
     frame = to_uint8(image[None])
-    first = Chunk(frame, torch.zeros(frame.shape[:3], dtype=torch.bool), camera.to("cpu"), prompt, {"generator": "photo"})
-    memory = SpatialMemory((Keyframe(0, depth.cpu(), first.cameras),
-                            *(Keyframe(-n, d.cpu(), c.to("cpu"), to_uint8(i)) for n, (i, d, c) in enumerate(views, 1))))
+    first = Chunk(
+        frame, torch.zeros(frame.shape[:3], dtype=torch.bool), camera.to("cpu"), prompt, {"generator": "photo"}
+    )
+    memory = SpatialMemory(
+        (
+            Keyframe(0, depth.cpu(), first.cameras),
+            *(Keyframe(-n, d.cpu(), c.to("cpu"), to_uint8(i)) for n, (i, d, c) in enumerate(views, 1)),
+        )
+    )
     return World(first, (), memory)
 
 
@@ -138,13 +146,17 @@ def _check_view(image: Tensor, depth: Tensor, camera: Cameras, size: tuple[int, 
     height, width = image.shape[:2]
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or not min(height, width):
         better = [max(SIZE_MULTIPLE, round(s / SIZE_MULTIPLE) * SIZE_MULTIPLE) for s in (height, width)]
-        raise ValueError(f"{name} is {width}x{height}; both sides must be multiples of {SIZE_MULTIPLE}: "
-                         f"put an Upscale Image node before it, to {better[1]}x{better[0]} for instance (480x832 is usual)")
+        raise ValueError(
+            f"{name} is {width}x{height}; both sides must be multiples of {SIZE_MULTIPLE}: "
+            f"put an Upscale Image node before it, to {better[1]}x{better[0]} for instance (480x832 is usual)"
+        )
     for what, found in (("depth", tuple(depth.shape)), ("camera", camera.size), ("first view", size)):
         if found != (height, width):
             raise ValueError(f"{name} is {width}x{height} but its {what} is {found[1]}x{found[0]}; resize one of them")
     if not (torch.isfinite(depth).all() and (depth >= 0).all() and (depth > 0).any()):
-        raise ValueError(f"{name}: its depth has NaN, infinite or negative numbers, or nothing known; make it with Lyra2Depth")
+        raise ValueError(
+            f"{name}: its depth has NaN, infinite or negative numbers, or nothing known; make it with Lyra2Depth"
+        )
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -165,8 +177,10 @@ def plan(world: World, target: Cameras, count: int = 5, views: int = 1) -> Chunk
     """
     check(target, "the target cameras")
     if target.size != world.size:
-        raise ValueError(f"the target cameras are for {target.size[1]}x{target.size[0]} but the world is "
-                         f"{world.size[1]}x{world.size[0]}; resize the trajectory")
+        raise ValueError(
+            f"the target cameras are for {target.size[1]}x{target.size[0]} but the world is "
+            f"{world.size[1]}x{world.size[0]}; resize the trajectory"
+        )
     asked = [int(i) for i in torch.linspace(0, len(target) - 1, views + 1).long()[1:]]
     return ChunkPlan(world.key, len(world), target, tuple(retrieve(world.memory, target[asked], count)))
 
@@ -184,14 +198,23 @@ def in_chunks(target: Cameras, chunk_frames: int = CHUNK_FRAMES) -> list[Cameras
     """Cameras of new frames cut into whole chunks; ValueError if they do not fill them."""
     if not len(target) or len(target) % chunk_frames:
         whole = max(1, round(len(target) / chunk_frames)) * chunk_frames
-        raise ValueError(f"a trajectory of {len(target) + 1} cameras (the first is where the world stands) does not fill whole "
-                         f"chunks of {chunk_frames} frames; pad or retime it to {whole + 1} with Lyra2EditTrajectory, or "
-                         "change the chunk length")
-    return [target[start:start + chunk_frames] for start in range(0, len(target), chunk_frames)]
+        raise ValueError(
+            f"a trajectory of {len(target) + 1} cameras (the first is where the world stands) does not fill whole "
+            f"chunks of {chunk_frames} frames; pad or retime it to {whole + 1} with Lyra2EditTrajectory, or "
+            "change the chunk length"
+        )
+    return [target[start : start + chunk_frames] for start in range(0, len(target), chunk_frames)]
 
 
-def append(world: World, plan: ChunkPlan, frames: Tensor, invented: Tensor, depths: Mapping[int, Tensor], prompt: str = "",
-           settings: Mapping | None = None) -> World:
+def append(
+    world: World,
+    plan: ChunkPlan,
+    frames: Tensor,
+    invented: Tensor,
+    depths: Mapping[int, Tensor],
+    prompt: str = "",
+    settings: Mapping | None = None,
+) -> World:
     """The world with one more chunk.
 
     frames (F, H, W, 3) uint8, invented (F, H, W) bool, depths {frame id: (H, W)} for its keyframes (see `keyframe_ids`).
@@ -206,8 +229,10 @@ def append(world: World, plan: ChunkPlan, frames: Tensor, invented: Tensor, dept
     for frame in keyframe_ids(plan):
         depth = depths.get(frame)
         if depth is None or tuple(depth.shape) != world.size or not torch.isfinite(depth).all():
-            raise ValueError(f"frame {frame} needs a finite depth of {world.size[1]}x{world.size[0]}, found "
-                             f"{'none' if depth is None else tuple(depth.shape)}")
+            raise ValueError(
+                f"frame {frame} needs a finite depth of {world.size[1]}x{world.size[0]}, found "
+                f"{'none' if depth is None else tuple(depth.shape)}"
+            )
         keyframes.append(Keyframe(frame, depth.cpu(), plan.target[frame - plan.first_frame]))
     chunk = Chunk(frames, invented, plan.target, prompt, dict(settings or {}))
     return replace(world, chunks=(*world.chunks, chunk), memory=world.memory.remember(*keyframes))
@@ -225,5 +250,6 @@ def rewind(world: World, chunks: int) -> World:
         raise ValueError(f"this world has {len(world.chunks)} chunks; it can't be rewound to {chunks}")
     kept = world.chunks[:chunks]
     frames = 1 + sum(len(c.frames) for c in kept)
-    return replace(world, chunks=kept,
-                   memory=SpatialMemory(tuple(k for k in world.memory.keyframes if k.frame < frames)))
+    return replace(
+        world, chunks=kept, memory=SpatialMemory(tuple(k for k in world.memory.keyframes if k.frame < frames))
+    )

@@ -7,6 +7,7 @@ Files are named by what they contain and never change; each is written beside it
 world.json last. So a crash costs at most the chunk that was being written, saving again costs only what is new, and a
 branch is a second chunk with the same parent. Nothing in the folder is ever removed by saving.
 """
+
 from __future__ import annotations
 
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from .camera import Cameras, check
@@ -37,11 +38,11 @@ class WorldFileError(ValueError):
 class Entry:
     """One saved chunk, as world.json lists it."""
 
-    key: str                # of the world's state after it
-    parent: str | None      # key of the state before it; None for the photo
-    content: str            # key of the chunk alone
-    file: str               # plain name inside the folder
-    size: int               # of that file, bytes
+    key: str  # of the world's state after it
+    parent: str | None  # key of the state before it; None for the photo
+    content: str  # key of the chunk alone
+    file: str  # plain name inside the folder
+    size: int  # of that file, bytes
     prompt: str
     settings: Mapping
 
@@ -53,7 +54,11 @@ def save(world: World, folder: Path) -> list[Path]:
     """
     folder = Path(folder)
     entries = read_manifest(folder) if (folder / MANIFEST).exists() else {}
-    if not entries and folder.exists() and any(not f.name.endswith(".partial") and f.suffix != ".safetensors" for f in folder.iterdir()):
+    if (
+        not entries
+        and folder.exists()
+        and any(not f.name.endswith(".partial") and f.suffix != ".safetensors" for f in folder.iterdir())
+    ):
         raise WorldFileError(f"{folder} holds other files but no {MANIFEST}; choose an empty folder or a saved world")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -61,22 +66,35 @@ def save(world: World, folder: Path) -> list[Path]:
         if key in entries:
             continue
         file = folder / f"{key[:24]}.safetensors"
-        _write(file, lambda target, i=index, c=chunk: save_file(_tensors(world, i, c), target))
-        entries[key] = Entry(key, world.keys[index - 1] if index else None, chunk.key, file.name, file.stat().st_size, chunk.prompt,
-                             dict(chunk.settings))
+        _write(file, serialize(_tensors(world, index, chunk)))
+        entries[key] = Entry(
+            key,
+            world.keys[index - 1] if index else None,
+            chunk.key,
+            file.name,
+            file.stat().st_size,
+            chunk.prompt,
+            dict(chunk.settings),
+        )
         written.append(file)
-    manifest = {"format": FORMAT, "version": VERSION, "size": list(world.size), "latest": world.key,
-                "chunks": [vars(e) for e in entries.values()]}
-    _write(folder / MANIFEST, lambda target: Path(target).write_text(json.dumps(manifest, indent=1), encoding="utf-8"))
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "size": list(world.size),
+        "latest": world.key,
+        "chunks": [vars(e) for e in entries.values()],
+    }
+    _write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     return [*written, folder / MANIFEST]
 
 
-def _write(file: Path, write) -> None:
+def _write(file: Path, content: bytes) -> None:
     """Write beside the file, flush to the disk, then move it there in one step."""
     partial = file.with_name(file.name + ".partial")
     try:
-        write(str(partial))
-        with open(partial, "rb+") as handle:
+        with open(partial, "wb") as handle:
+            handle.write(content)
+            handle.flush()
             os.fsync(handle.fileno())
         os.replace(partial, file)
     except BaseException:
@@ -85,16 +103,26 @@ def _write(file: Path, write) -> None:
 
 
 def _tensors(world: World, index: int, chunk: Chunk) -> dict[str, Tensor]:
-    start = 0 if index == 0 else 1 + sum(len(c.frames) for c in world.chunks[:index - 1])
-    tensors = {"first_frame": torch.tensor(start), "frames": chunk.frames, "w2c": chunk.cameras.w2c, "K": chunk.cameras.K,
-               "invented": torch.from_numpy(np.packbits(chunk.invented.numpy(), axis=-1))}
+    start = 0 if index == 0 else 1 + sum(len(c.frames) for c in world.chunks[: index - 1])
+    tensors = {
+        "first_frame": torch.tensor(start),
+        "frames": chunk.frames,
+        "w2c": chunk.cameras.w2c,
+        "K": chunk.cameras.K,
+        "invented": torch.from_numpy(np.packbits(chunk.invented.numpy(), axis=-1)),
+    }
     for keyframe in world.memory.keyframes:
         if start <= keyframe.frame < start + len(chunk.frames) or (index == 0 and keyframe.frame < 0):
             tensors[f"depth.{keyframe.frame}"] = keyframe.depth
         if index == 0 and keyframe.frame < 0:
-            tensors |= {f"image.{keyframe.frame}": keyframe.image, f"w2c.{keyframe.frame}": keyframe.camera.w2c,
-                        f"K.{keyframe.frame}": keyframe.camera.K}
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+            tensors |= {
+                f"image.{keyframe.frame}": keyframe.image,
+                f"w2c.{keyframe.frame}": keyframe.camera.w2c,
+                f"K.{keyframe.frame}": keyframe.camera.K,
+            }
+    return {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }  # safetensors refuses tensors that share memory
 
 
 def read_manifest(folder: Path) -> dict[str, Entry]:
@@ -112,7 +140,9 @@ def _read(folder: Path) -> tuple[dict, list[Entry]]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as problem:
         raise WorldFileError(f"{file} is damaged ({problem}); restore it from a backup") from None
     if kind != FORMAT or not isinstance(version, int) or version > VERSION:
-        raise WorldFileError(f"{file} is {kind!r} version {version!r}; this pack reads {FORMAT!r} up to version {VERSION}, update it")
+        raise WorldFileError(
+            f"{file} is {kind!r} version {version!r}; this pack reads {FORMAT!r} up to version {VERSION}, update it"
+        )
     try:
         entries = [Entry(**{name: item[name] for name in Entry.__dataclass_fields__}) for item in manifest["chunks"]]
         latest, keys = manifest["latest"], {e.key for e in entries}
@@ -120,7 +150,9 @@ def _read(folder: Path) -> tuple[dict, list[Entry]]:
         raise WorldFileError(f"{file} is damaged: {problem} is missing; restore it from a backup") from None
     for entry in entries:
         if Path(entry.file).name != entry.file or entry.file in ("", ".", "..") or (folder / entry.file).is_symlink():
-            raise WorldFileError(f"{file} names {entry.file!r}, which is not a plain file of this folder; it is not read")
+            raise WorldFileError(
+                f"{file} names {entry.file!r}, which is not a plain file of this folder; it is not read"
+            )
     if latest not in keys or any(e.parent is not None and e.parent not in keys for e in entries):
         raise WorldFileError(f"{file} is damaged: a chunk's predecessor is not listed; restore it from a backup")
     return manifest, entries
@@ -136,18 +168,22 @@ def load(folder: Path, chunks: int | None = None, branch: str = "") -> World:
     by_key = {e.key: e for e in entries}
     heads = [k for k in by_key if k.startswith(branch)] if branch else [manifest["latest"]]
     if len(heads) != 1:
-        raise WorldFileError(f"{len(heads)} states in {folder} have a key that starts with {branch!r}; there are {sorted(k[:8] for k in by_key)}")
+        raise WorldFileError(
+            f"{len(heads)} states in {folder} have a key that starts with {branch!r}; there are {sorted(k[:8] for k in by_key)}"
+        )
     chain = _ancestry(by_key, heads[0], folder)
     if chunks is not None:
         if not 0 <= chunks < len(chain):
             raise WorldFileError(f"{folder}: this branch has {len(chain) - 1} chunks; there is no state after {chunks}")
-        chain = chain[:chunks + 1]
+        chain = chain[: chunks + 1]
     size = tuple(manifest["size"])
     parts = [_load_chunk(folder, entry, size) for entry in chain]
     memory = SpatialMemory(tuple(k for _, keyframes in parts for k in keyframes))
     world = World(parts[0][0], tuple(chunk for chunk, _ in parts[1:]), memory)
     if world.keys != tuple(e.key for e in chain):
-        raise WorldFileError(f"{folder / MANIFEST} and its chunks do not belong together; restore the folder from a backup")
+        raise WorldFileError(
+            f"{folder / MANIFEST} and its chunks do not belong together; restore the folder from a backup"
+        )
     return world
 
 
@@ -173,21 +209,25 @@ def _load_chunk(folder: Path, entry: Entry, size: tuple[int, int]) -> tuple[Chun
     if not file.is_file():
         raise WorldFileError(f"{file} is missing; restore it, or load fewer chunks")
     if file.stat().st_size != entry.size:
-        raise WorldFileError(f"{file} has {file.stat().st_size} bytes instead of {entry.size}: it was cut off or changed; "
-                             "restore it, or load the chunks before it")
+        raise WorldFileError(
+            f"{file} has {file.stat().st_size} bytes instead of {entry.size}: it was cut off or changed; "
+            "restore it, or load the chunks before it"
+        )
     try:
         with safe_open(file, framework="pt") as tensors:
             found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
         frames = found["frames"]
         cameras = check(Cameras(found["w2c"], found["K"], size), str(file))
         if frames.dtype != torch.uint8 or frames.shape != (len(cameras), *size, 3):
-            raise WorldFileError(f"{file}: expected {len(cameras)} frames of {size[1]}x{size[0]}, found {tuple(frames.shape)}")
+            raise WorldFileError(
+                f"{file}: expected {len(cameras)} frames of {size[1]}x{size[0]}, found {tuple(frames.shape)}"
+            )
         invented = torch.from_numpy(np.unpackbits(found["invented"].numpy(), axis=-1, count=size[1])).bool()
         keyframes = [_keyframe(found, int(name[6:]), cameras, size) for name in found if name.startswith("depth.")]
     except (SafetensorError, KeyError, IndexError, RuntimeError) as problem:
         raise WorldFileError(f"{file} is damaged ({problem}); restore it, or load the chunks before it") from None
     chunk = Chunk(frames, invented, cameras, entry.prompt, entry.settings)
-    chunk.__dict__["key"] = entry.content           # what the property caches; hashing again would read every frame
+    chunk.__dict__["key"] = entry.content  # what the property caches; hashing again would read every frame
     return chunk, sorted(keyframes, key=lambda k: (k.frame < 0, abs(k.frame)))
 
 

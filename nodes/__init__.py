@@ -1,4 +1,5 @@
 """The nodes: a schema and one call each."""
+
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
@@ -9,10 +10,21 @@ from . import depth, splat, trajectory, world
 class LyraExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
-            trajectory.PresetTrajectory, trajectory.ZoomTrajectory, trajectory.LoadTrajectory, trajectory.SaveTrajectory,
-            trajectory.EditTrajectory, trajectory.DrawTrajectory,
+            trajectory.PresetTrajectory,
+            trajectory.ZoomTrajectory,
+            trajectory.LoadTrajectory,
+            trajectory.SaveTrajectory,
+            trajectory.EditTrajectory,
+            trajectory.DrawTrajectory,
             depth.Depth,
-            world.BeginWorld, world.RetrieveHistory, world.PreviewChunks, world.SaveWorld, world.LoadWorld,
-            world.RewindWorld, world.WorldFrames, world.Consistency,
-            splat.WorldGaussians, splat.RenderSplat,
+            world.BeginWorld,
+            world.RetrieveHistory,
+            world.PreviewChunks,
+            world.SaveWorld,
+            world.LoadWorld,
+            world.RewindWorld,
+            world.WorldFrames,
+            world.Consistency,
+            splat.WorldGaussians,
+            splat.RenderSplat,
         ]

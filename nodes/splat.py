@@ -1,4 +1,5 @@
 """Gaussian splats: made from a world without weights, and seen along any path."""
+
 from __future__ import annotations
 
 import torch
@@ -13,8 +14,13 @@ from . import types
 
 def to_splat(gaussians: splats.Gaussians) -> Types.SPLAT:
     """The host's SPLAT: a batch of one, opacities with a trailing axis; same axes, same units."""
-    return Types.SPLAT(gaussians.means[None], gaussians.scales[None], gaussians.quats[None], gaussians.opacities[None, :, None],
-                       gaussians.sh[None])
+    return Types.SPLAT(
+        gaussians.means[None],
+        gaussians.scales[None],
+        gaussians.quats[None],
+        gaussians.opacities[None, :, None],
+        gaussians.sh[None],
+    )
 
 
 def from_splat(splat: Types.SPLAT) -> splats.Gaussians:
@@ -22,21 +28,39 @@ def from_splat(splat: Types.SPLAT) -> splats.Gaussians:
     count = splat.positions.shape[1] if splat.counts is None else int(splat.counts[0])
     if not count:
         raise ValueError("this splat is empty; there is nothing to see")
-    return splats.Gaussians(splat.positions[0, :count], splat.rotations[0, :count], splat.scales[0, :count],
-                            splat.opacities[0, :count, 0], splat.sh[0, :count])
+    return splats.Gaussians(
+        splat.positions[0, :count],
+        splat.rotations[0, :count],
+        splat.scales[0, :count],
+        splat.opacities[0, :count, 0],
+        splat.sh[0, :count],
+    )
 
 
 class WorldGaussians(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Lyra2WorldGaussians", display_name="Lyra 2 World Gaussians", category=types.CATEGORY,
+            node_id="Lyra2WorldGaussians",
+            display_name="Lyra 2 World Gaussians",
+            category=types.CATEGORY,
             description="A gaussian splat of a world from its own frames and depths, without any weights: one gaussian per pixel of the "
-                        "photo, then of each keyframe what the earlier ones do not cover.",
-            inputs=[types.World.Input("world"),
-                    io.Int.Input("stride", default=1, min=1, max=16, tooltip="Every how many pixels a gaussian is placed. Higher: smaller files, softer."),
-                    io.Boolean.Input("invented", default=True, tooltip="Also what the preview made up. Off: only what the photo shows.")],
-            outputs=[io.Splat.Output(display_name="splat")])
+            "photo, then of each keyframe what the earlier ones do not cover.",
+            inputs=[
+                types.World.Input("world"),
+                io.Int.Input(
+                    "stride",
+                    default=1,
+                    min=1,
+                    max=16,
+                    tooltip="Every how many pixels a gaussian is placed. Higher: smaller files, softer.",
+                ),
+                io.Boolean.Input(
+                    "invented", default=True, tooltip="Also what the preview made up. Off: only what the photo shows."
+                ),
+            ],
+            outputs=[io.Splat.Output(display_name="splat")],
+        )
 
     @classmethod
     def execute(cls, world, stride, invented) -> io.NodeOutput:
@@ -56,23 +80,41 @@ class RenderSplat(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Lyra2RenderSplat", display_name="Lyra 2 Render Splat", category=types.CATEGORY,
+            node_id="Lyra2RenderSplat",
+            display_name="Lyra 2 Render Splat",
+            category=types.CATEGORY,
             description="Any splat along any cameras, also from inside a room. gsplat is used where it is installed and a GPU is there; "
-                        "else plain torch, on GPU or CPU.",
-            inputs=[io.Splat.Input("splat"), types.Cameras.Input("cameras"),
-                    io.Color.Input("background", default="#000000", tooltip="Where nothing is."),
-                    io.Combo.Input("rasteriser", options=list(rasterize.BACKENDS), default="auto", advanced=True,
-                                   tooltip="gsplat: fast, CUDA only. torch: everywhere. auto: gsplat if it can be used.")],
-            outputs=[io.Image.Output(display_name="images"), io.Mask.Output(display_name="alpha"),
-                     io.Image.Output(display_name="depth", tooltip="Near is white; nothing is black.")])
+            "else plain torch, on GPU or CPU.",
+            inputs=[
+                io.Splat.Input("splat"),
+                types.Cameras.Input("cameras"),
+                io.Color.Input("background", default="#000000", tooltip="Where nothing is."),
+                io.Combo.Input(
+                    "rasteriser",
+                    options=list(rasterize.BACKENDS),
+                    default="auto",
+                    advanced=True,
+                    tooltip="gsplat: fast, CUDA only. torch: everywhere. auto: gsplat if it can be used.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images"),
+                io.Mask.Output(display_name="alpha"),
+                io.Image.Output(display_name="depth", tooltip="Near is white; nothing is black."),
+            ],
+        )
 
     @classmethod
     def execute(cls, splat, cameras, background, rasteriser) -> io.NodeOutput:
-        shade = tuple(int(background[i:i + 2], 16) / 255 for i in (1, 3, 5))
+        shade = tuple(int(background[i : i + 2], 16) / 255 for i in (1, 3, 5))
         frames, on_step = [], types.progress(len(cameras))
-        for frame in rasterize.render_frames(from_splat(splat).to(get_torch_device()), cameras, shade, backend=rasteriser):
+        for frame in rasterize.render_frames(
+            from_splat(splat).to(get_torch_device()), cameras, shade, backend=rasteriser
+        ):
             frames.append(tuple(part[0].to(intermediate_device()) for part in (frame.images, frame.alpha, frame.depth)))
             on_step(len(frames), 0, (frames[-1][0].clamp(0, 1) * 255).to(torch.uint8))
         images, alpha, depth = (torch.stack(part) for part in zip(*frames, strict=True))
         disparity = torch.where(depth > 0, 1 / depth.clamp_min(1e-9), 0.0)
-        return io.NodeOutput(images.clamp(0, 1), alpha, (disparity / disparity.max().clamp_min(1e-9))[..., None].expand(-1, -1, -1, 3))
+        return io.NodeOutput(
+            images.clamp(0, 1), alpha, (disparity / disparity.max().clamp_min(1e-9))[..., None].expand(-1, -1, -1, 3)
+        )

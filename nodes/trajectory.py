@@ -1,4 +1,5 @@
 """Camera paths: made, loaded, edited, drawn, saved."""
+
 from __future__ import annotations
 
 import json
@@ -21,12 +22,19 @@ WITHOUT_DIRECTION = ("original", "spiral_center", "dolly_zoom")
 
 
 def _frames(default: int = 1 + CHUNK_FRAMES):
-    return io.Int.Input("frames", default=default, min=2, max=8001,
-                        tooltip="Number of cameras, the first one (where the world stands) included: 1 + 80 for every chunk.")
+    return io.Int.Input(
+        "frames",
+        default=default,
+        min=2,
+        max=8001,
+        tooltip="Number of cameras, the first one (where the world stands) included: 1 + 80 for every chunk.",
+    )
 
 
 def _start():
-    return types.Cameras.Input("start", optional=True, tooltip="Start where these end instead of at the photo, to go on from there.")
+    return types.Cameras.Input(
+        "start", optional=True, tooltip="Start where these end instead of at the photo, to go on from there."
+    )
 
 
 def _direction(options: list[str], tooltip: str):
@@ -40,14 +48,32 @@ def _start_camera(depth, start):
 def _preset_option(name: str) -> io.DynamicCombo.Option:
     inputs = []
     if name not in WITHOUT_DIRECTION:
-        inputs.append(_direction(list(paths.DIRECTIONS), "Which way. Most paths only tell 'right' from the rest, as in the reference."))
+        inputs.append(
+            _direction(
+                list(paths.DIRECTIONS), "Which way. Most paths only tell 'right' from the rest, as in the reference."
+            )
+        )
     if name in RADIANS:
-        inputs.append(io.Float.Input("strength", default=0.5, min=0.0, max=20.0, step=0.05, tooltip="Angle travelled, in radians."))
+        inputs.append(
+            io.Float.Input(
+                "strength", default=0.5, min=0.0, max=20.0, step=0.05, tooltip="Angle travelled, in radians."
+            )
+        )
     elif name in DEGREES:
-        inputs.append(io.Float.Input("strength", default=30.0, min=0.0, max=720.0, step=1.0, tooltip="Angle turned, in degrees."))
+        inputs.append(
+            io.Float.Input("strength", default=30.0, min=0.0, max=720.0, step=1.0, tooltip="Angle turned, in degrees.")
+        )
     elif name not in WITHOUT_STRENGTH:
-        inputs.append(io.Float.Input("strength", default=0.2, min=0.0, max=10.0, step=0.05,
-                                     tooltip="How far, as a multiple of the scene's depth (its 25 % quantile)."))
+        inputs.append(
+            io.Float.Input(
+                "strength",
+                default=0.2,
+                min=0.0,
+                max=10.0,
+                step=0.05,
+                tooltip="How far, as a multiple of the scene's depth (its 25 % quantile).",
+            )
+        )
     return io.DynamicCombo.Option(name, inputs)
 
 
@@ -56,48 +82,106 @@ class PresetTrajectory(io.ComfyNode):
     def define_schema(cls):
         notes = "; ".join(f"{name}: {note}" for name, note in paths.PRESET_NOTES.items())
         return io.Schema(
-            node_id="Lyra2PresetTrajectory", display_name="Lyra 2 Preset Trajectory", category=types.CATEGORY,
+            node_id="Lyra2PresetTrajectory",
+            display_name="Lyra 2 Preset Trajectory",
+            category=types.CATEGORY,
             description=f"The camera moves of the Lyra 2 reference, scaled by the depth of the scene. Notes: {notes}",
-            inputs=[types.Depth.Input("depth", tooltip="Gives the camera and the scene's depth."),
-                    io.DynamicCombo.Input("preset", options=[_preset_option(name) for name in sorted(paths.PRESETS)],
-                                          tooltip="The camera move."),
-                    _frames(),
-                    io.Int.Input("seed", default=0, min=0, max=2**63 - 1, tooltip="For the *_noise presets.", advanced=True),
-                    _start()],
-            outputs=[types.Cameras.Output(display_name="cameras")])
+            inputs=[
+                types.Depth.Input("depth", tooltip="Gives the camera and the scene's depth."),
+                io.DynamicCombo.Input(
+                    "preset",
+                    options=[_preset_option(name) for name in sorted(paths.PRESETS)],
+                    tooltip="The camera move.",
+                ),
+                _frames(),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**63 - 1, tooltip="For the *_noise presets.", advanced=True
+                ),
+                _start(),
+            ],
+            outputs=[types.Cameras.Output(display_name="cameras")],
+        )
 
     @classmethod
     def execute(cls, depth, preset, frames, seed, start=None) -> io.NodeOutput:
-        return io.NodeOutput(paths.preset(
-            preset["preset"], _start_camera(depth, start), frames, paths.center_depth(depth[0].depth),
-            preset.get("direction", "right"), preset.get("strength", 0.0), torch.Generator().manual_seed(seed)))
+        return io.NodeOutput(
+            paths.preset(
+                preset["preset"],
+                _start_camera(depth, start),
+                frames,
+                paths.center_depth(depth[0].depth),
+                preset.get("direction", "right"),
+                preset.get("strength", 0.0),
+                torch.Generator().manual_seed(seed),
+            )
+        )
 
 
 class ZoomTrajectory(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Lyra2ZoomTrajectory", display_name="Lyra 2 Zoom Trajectory", category=types.CATEGORY,
+            node_id="Lyra2ZoomTrajectory",
+            display_name="Lyra 2 Zoom Trajectory",
+            category=types.CATEGORY,
             description="Straight into the scene or back out of it, as the reference's zoom driver moves.",
-            inputs=[types.Depth.Input("depth", tooltip="Gives the camera and the scene's depth (its 25 % quantile)."),
-                    _direction(["in", "out"], "Forward or backward."),
-                    io.Float.Input("strength", default=0.5, min=0.0, max=10.0, step=0.05,
-                                   tooltip="How far, as a multiple of the scene's depth. The reference: 0.5 in, 1.5 out."),
-                    _frames(),
-                    io.Float.Input("upward_ratio", default=0.0, min=0.0, max=2.0, step=0.01,
-                                   tooltip="Rise while going back, per unit of the way. The reference: 0.15 for zooming out."),
-                    io.Boolean.Input("along_ground", default=False, advanced=True,
-                                     tooltip="Keep the path parallel to the ground found in the lower part of the picture."),
-                    io.Float.Input("upward_shift", default=0.05, min=0.0, max=10.0, step=0.01, advanced=True,
-                                   tooltip="With along_ground: rise by this many scene units along the path."),
-                    _start()],
-            outputs=[types.Cameras.Output(display_name="cameras")])
+            inputs=[
+                types.Depth.Input("depth", tooltip="Gives the camera and the scene's depth (its 25 % quantile)."),
+                _direction(["in", "out"], "Forward or backward."),
+                io.Float.Input(
+                    "strength",
+                    default=0.5,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How far, as a multiple of the scene's depth. The reference: 0.5 in, 1.5 out.",
+                ),
+                _frames(),
+                io.Float.Input(
+                    "upward_ratio",
+                    default=0.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="Rise while going back, per unit of the way. The reference: 0.15 for zooming out.",
+                ),
+                io.Boolean.Input(
+                    "along_ground",
+                    default=False,
+                    advanced=True,
+                    tooltip="Keep the path parallel to the ground found in the lower part of the picture.",
+                ),
+                io.Float.Input(
+                    "upward_shift",
+                    default=0.05,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="With along_ground: rise by this many scene units along the path.",
+                ),
+                _start(),
+            ],
+            outputs=[types.Cameras.Output(display_name="cameras")],
+        )
 
     @classmethod
-    def execute(cls, depth, direction, strength, frames, upward_ratio, along_ground, upward_shift, start=None) -> io.NodeOutput:
+    def execute(
+        cls, depth, direction, strength, frames, upward_ratio, along_ground, upward_shift, start=None
+    ) -> io.NodeOutput:
         normal = paths.ground_normal(depth[0].depth, depth[0].K) if along_ground else None
-        return io.NodeOutput(paths.zoom(_start_camera(depth, start), depth[0].depth, direction, strength, frames,
-                                        upward_ratio, normal, upward_shift))
+        return io.NodeOutput(
+            paths.zoom(
+                _start_camera(depth, start),
+                depth[0].depth,
+                direction,
+                strength,
+                frames,
+                upward_ratio,
+                normal,
+                upward_shift,
+            )
+        )
 
 
 class LoadTrajectory(io.ComfyNode):
@@ -105,20 +189,44 @@ class LoadTrajectory(io.ComfyNode):
     def define_schema(cls):
         colmap = [str(Path(f).parent.as_posix()) for f in types.input_files("cameras.txt")]
         return io.Schema(
-            node_id="Lyra2LoadTrajectory", display_name="Lyra 2 Load Trajectory", category=types.CATEGORY,
+            node_id="Lyra2LoadTrajectory",
+            display_name="Lyra 2 Load Trajectory",
+            category=types.CATEGORY,
             description="Cameras from a file in the input folder: the reference's .npz (w2c, intrinsics, image_height, image_width) or "
-                        "camera-path .json, nerfstudio's transforms.json, or a folder with a COLMAP text model. Captions from a .json "
-                        "that maps frame numbers to texts.",
-            inputs=[io.Combo.Input("file", options=types.input_files(".npz", ".json") + colmap, tooltip="The camera file."),
-                    _frames(161),
-                    io.Float.Input("pose_scale", default=1.1, min=0.0001, max=10000.0, step=0.01,
-                                   tooltip="All positions are multiplied by this, to fit the depth's units. The reference uses 1.1."),
-                    io.Int.Input("width", default=832, min=16, max=8192, step=16, tooltip="Width of the world, pixels; intrinsics are rescaled to it."),
-                    io.Int.Input("height", default=480, min=16, max=8192, step=16, tooltip="Height of the world, pixels."),
-                    io.Combo.Input("captions", options=["none", *types.input_files(".json")], default="none",
-                                   tooltip="Texts per frame number, one per chunk is used.")],
-            outputs=[types.Cameras.Output(display_name="cameras"),
-                     io.String.Output(display_name="captions", tooltip="As JSON: frame number to text.")])
+            "camera-path .json, nerfstudio's transforms.json, or a folder with a COLMAP text model. Captions from a .json "
+            "that maps frame numbers to texts.",
+            inputs=[
+                io.Combo.Input("file", options=types.input_files(".npz", ".json") + colmap, tooltip="The camera file."),
+                _frames(161),
+                io.Float.Input(
+                    "pose_scale",
+                    default=1.1,
+                    min=0.0001,
+                    max=10000.0,
+                    step=0.01,
+                    tooltip="All positions are multiplied by this, to fit the depth's units. The reference uses 1.1.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=832,
+                    min=16,
+                    max=8192,
+                    step=16,
+                    tooltip="Width of the world, pixels; intrinsics are rescaled to it.",
+                ),
+                io.Int.Input("height", default=480, min=16, max=8192, step=16, tooltip="Height of the world, pixels."),
+                io.Combo.Input(
+                    "captions",
+                    options=["none", *types.input_files(".json")],
+                    default="none",
+                    tooltip="Texts per frame number, one per chunk is used.",
+                ),
+            ],
+            outputs=[
+                types.Cameras.Output(display_name="cameras"),
+                io.String.Output(display_name="captions", tooltip="As JSON: frame number to text."),
+            ],
+        )
 
     @classmethod
     def fingerprint_inputs(cls, file, captions, **_) -> str:
@@ -137,21 +245,41 @@ class SaveTrajectory(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Lyra2SaveTrajectory", display_name="Lyra 2 Save Trajectory", category=types.CATEGORY, is_output_node=True,
+            node_id="Lyra2SaveTrajectory",
+            display_name="Lyra 2 Save Trajectory",
+            category=types.CATEGORY,
+            is_output_node=True,
             description="Writes cameras to the output folder, for Blender, nerfstudio, COLMAP and for loading them again.",
-            inputs=[types.Cameras.Input("cameras"),
-                    io.String.Input("filename_prefix", default="lyra2/cameras", tooltip="Folder and start of the name, in the output folder."),
-                    io.Combo.Input("format", options=list(cls.FORMATS), default="npz",
-                                   tooltip="npz: exact, the reference's keys. camera path json: every camera a keyframe. "
-                                           "colmap text: a folder with cameras.txt, images.txt, points3D.txt.")],
-            outputs=[])
+            inputs=[
+                types.Cameras.Input("cameras"),
+                io.String.Input(
+                    "filename_prefix",
+                    default="lyra2/cameras",
+                    tooltip="Folder and start of the name, in the output folder.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(cls.FORMATS),
+                    default="npz",
+                    tooltip="npz: exact, the reference's keys. camera path json: every camera a keyframe. "
+                    "colmap text: a folder with cameras.txt, images.txt, points3D.txt.",
+                ),
+            ],
+            outputs=[],
+        )
 
     @classmethod
     def execute(cls, cameras, filename_prefix, format) -> io.NodeOutput:
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
         file = Path(folder) / f"{name}_{counter:05}_{cls.FORMATS[format]}"
-        write = {"npz": camera_files.save_npz, "nerfstudio transforms.json": camera_files.save_transforms, "colmap text": camera_files.save_colmap,
-                 "camera path json": lambda path, c: camera_files.save_camera_path(path, paths.path_of(c))}[format]
+        write = {
+            "npz": camera_files.save_npz,
+            "nerfstudio transforms.json": camera_files.save_transforms,
+            "colmap text": camera_files.save_colmap,
+            "camera path json": lambda path, c: camera_files.save_camera_path(path, paths.path_of(c)),
+        }[format]
         write(file, cameras)
         return io.NodeOutput(ui={"files": [{"filename": file.name, "subfolder": subfolder, "type": "output"}]})
 
@@ -159,33 +287,99 @@ class SaveTrajectory(io.ComfyNode):
 class EditTrajectory(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        chunk = io.Int.Input("chunk_frames", default=CHUNK_FRAMES, min=1, max=8000, tooltip="Frames per chunk; Lyra 2's transformer needs 80.")
+        chunk = io.Int.Input(
+            "chunk_frames",
+            default=CHUNK_FRAMES,
+            min=1,
+            max=8000,
+            tooltip="Frames per chunk; Lyra 2's transformer needs 80.",
+        )
         edits = [
             io.DynamicCombo.Option("reverse", []),
-            io.DynamicCombo.Option("scale", [
-                io.Float.Input("factor", default=1.0, min=0.0001, max=10000.0, step=0.05, tooltip="Positions are multiplied by this."),
-                io.Combo.Input("about", options=["first centre", "origin"], default="first centre", tooltip="The point that stays where it is.")]),
-            io.DynamicCombo.Option("retime", [
-                _frames(), io.Combo.Input("by", options=["time", "uniform motion"], default="uniform motion",
-                                          tooltip="time: keep the rhythm. uniform motion: every frame moves and turns equally much.")]),
-            io.DynamicCombo.Option("pad to whole chunks", [
-                chunk, io.Combo.Input("how", options=["hold", "stretch"], default="hold",
-                                      tooltip="hold: stay at the last camera. stretch: spread the same path over more frames.")]),
-            io.DynamicCombo.Option("join", [
-                types.Cameras.Input("then", tooltip="Goes on from where the first path ends; it is moved there as a whole.")]),
+            io.DynamicCombo.Option(
+                "scale",
+                [
+                    io.Float.Input(
+                        "factor",
+                        default=1.0,
+                        min=0.0001,
+                        max=10000.0,
+                        step=0.05,
+                        tooltip="Positions are multiplied by this.",
+                    ),
+                    io.Combo.Input(
+                        "about",
+                        options=["first centre", "origin"],
+                        default="first centre",
+                        tooltip="The point that stays where it is.",
+                    ),
+                ],
+            ),
+            io.DynamicCombo.Option(
+                "retime",
+                [
+                    _frames(),
+                    io.Combo.Input(
+                        "by",
+                        options=["time", "uniform motion"],
+                        default="uniform motion",
+                        tooltip="time: keep the rhythm. uniform motion: every frame moves and turns equally much.",
+                    ),
+                ],
+            ),
+            io.DynamicCombo.Option(
+                "pad to whole chunks",
+                [
+                    chunk,
+                    io.Combo.Input(
+                        "how",
+                        options=["hold", "stretch"],
+                        default="hold",
+                        tooltip="hold: stay at the last camera. stretch: spread the same path over more frames.",
+                    ),
+                ],
+            ),
+            io.DynamicCombo.Option(
+                "join",
+                [
+                    types.Cameras.Input(
+                        "then", tooltip="Goes on from where the first path ends; it is moved there as a whole."
+                    )
+                ],
+            ),
             io.DynamicCombo.Option("there and back", []),
-            io.DynamicCombo.Option("guard against collisions", [
-                types.World.Input("world", tooltip="Its known surfaces are kept clear of."),
-                io.Float.Input("clearance", default=0.1, min=0.0, max=10.0, step=0.01,
-                               tooltip="Distance to keep, as a multiple of the scene's depth (25 % quantile). Larger stops earlier."),
-                io.Combo.Input("how", options=["shorten", "hold"], default="shorten",
-                               tooltip="shorten: spread the safe part over all frames. hold: stop at the last safe camera.")]),
+            io.DynamicCombo.Option(
+                "guard against collisions",
+                [
+                    types.World.Input("world", tooltip="Its known surfaces are kept clear of."),
+                    io.Float.Input(
+                        "clearance",
+                        default=0.1,
+                        min=0.0,
+                        max=10.0,
+                        step=0.01,
+                        tooltip="Distance to keep, as a multiple of the scene's depth (25 % quantile). Larger stops earlier.",
+                    ),
+                    io.Combo.Input(
+                        "how",
+                        options=["shorten", "hold"],
+                        default="shorten",
+                        tooltip="shorten: spread the safe part over all frames. hold: stop at the last safe camera.",
+                    ),
+                ],
+            ),
         ]
         return io.Schema(
-            node_id="Lyra2EditTrajectory", display_name="Lyra 2 Edit Trajectory", category=types.CATEGORY,
+            node_id="Lyra2EditTrajectory",
+            display_name="Lyra 2 Edit Trajectory",
+            category=types.CATEGORY,
             description="One change to a camera path; chain several.",
-            inputs=[types.Cameras.Input("cameras"), io.DynamicCombo.Input("edit", options=edits, tooltip="What to do.")],
-            outputs=[types.Cameras.Output(display_name="cameras"), io.String.Output(display_name="report")])
+            inputs=[
+                types.Cameras.Input("cameras"),
+                io.DynamicCombo.Input("edit", options=edits, tooltip="What to do."),
+            ],
+            outputs=[types.Cameras.Output(display_name="cameras"), io.String.Output(display_name="report")],
+        )
 
     @classmethod
     def execute(cls, cameras, edit) -> io.NodeOutput:
@@ -212,8 +406,10 @@ def _edited(cameras, edit: dict):
 
 def _known_points(world, stride: int = 4):
     """World points (N, 3) of all keyframes, and the scene's depth in the first view."""
-    points = [unproject(k.depth[None, ::stride, ::stride], k.camera.subsampled(stride))[0][k.depth[::stride, ::stride] > 0]
-              for k in world.memory.keyframes]
+    points = [
+        unproject(k.depth[None, ::stride, ::stride], k.camera.subsampled(stride))[0][k.depth[::stride, ::stride] > 0]
+        for k in world.memory.keyframes
+    ]
     return torch.cat(points), paths.center_depth(world.memory.keyframes[0].depth)
 
 
@@ -221,10 +417,16 @@ class DrawTrajectory(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Lyra2DrawTrajectory", display_name="Lyra 2 Draw Trajectory", category=types.CATEGORY,
+            node_id="Lyra2DrawTrajectory",
+            display_name="Lyra 2 Draw Trajectory",
+            category=types.CATEGORY,
             description="See a path before running it: over the first view, and on a map from above. Green is the start, red the end.",
-            inputs=[types.Cameras.Input("cameras"), types.World.Input("world", optional=True, tooltip="Drawn beneath the path.")],
-            outputs=[io.Image.Output(display_name="over the first view"), io.Image.Output(display_name="from above")])
+            inputs=[
+                types.Cameras.Input("cameras"),
+                types.World.Input("world", optional=True, tooltip="Drawn beneath the path."),
+            ],
+            outputs=[io.Image.Output(display_name="over the first view"), io.Image.Output(display_name="from above")],
+        )
 
     @classmethod
     def execute(cls, cameras, world=None) -> io.NodeOutput:
@@ -235,7 +437,11 @@ class DrawTrajectory(io.ComfyNode):
         else:
             first = world.frame(0)
             points, reach = _known_points(world)
-            colours = torch.cat([to_float(world.frame(k.frame))[::4, ::4][k.depth[::4, ::4] > 0] for k in world.memory.keyframes])
+            colours = torch.cat(
+                [to_float(world.frame(k.frame))[::4, ::4][k.depth[::4, ::4] > 0] for k in world.memory.keyframes]
+            )
         over = path_picture.over_first_view(first, cameras, 0.3 * reach)
         above = path_picture.from_above(cameras, points, colours, size)
-        return io.NodeOutput(to_float(over)[None], to_float(above)[None], ui=ui.PreviewImage(to_float(torch.stack([over, above]))))
+        return io.NodeOutput(
+            to_float(over)[None], to_float(above)[None], ui=ui.PreviewImage(to_float(torch.stack([over, above])))
+        )

@@ -1,4 +1,5 @@
 """The sockets of this pack, and small crossings between them and the host's types."""
+
 from __future__ import annotations
 
 import hashlib
@@ -14,10 +15,10 @@ from PIL import Image
 
 CATEGORY = "Lyra 2"
 
-World = io.Custom("LYRA2_WORLD")            # lyra_core.world.World
-Cameras = io.Custom("LYRA2_CAMERAS")        # lyra_core.camera.Cameras
-Depth = io.Custom("LYRA2_DEPTH")            # tuple of lyra_core.depth.DepthMap, one per picture
-Plan = io.Custom("LYRA2_PLAN")              # lyra_core.world.ChunkPlan
+World = io.Custom("LYRA2_WORLD")  # lyra_core.world.World
+Cameras = io.Custom("LYRA2_CAMERAS")  # lyra_core.camera.Cameras
+Depth = io.Custom("LYRA2_DEPTH")  # tuple of lyra_core.depth.DepthMap, one per picture
+Plan = io.Custom("LYRA2_PLAN")  # lyra_core.world.ChunkPlan
 MogeGeometry = io.Custom("MOGE_GEOMETRY")
 Da3Geometry = io.Custom("DA3_GEOMETRY")
 

@@ -1,4 +1,5 @@
 """Worlds: begun, planned, grown by the preview, looked at, saved, reopened."""
+
 from __future__ import annotations
 
 import logging
@@ -22,15 +23,23 @@ class BeginWorld(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Lyra2BeginWorld", display_name="Lyra 2 Begin World", category=types.CATEGORY,
+            node_id="Lyra2BeginWorld",
+            display_name="Lyra 2 Begin World",
+            category=types.CATEGORY,
             description="A world of one photo. With several pictures, depths and cameras the first is the photo and the others, which "
-                        "must be posed in the same scene, only help to remember. Static scenes only.",
-            inputs=[io.Image.Input("image", tooltip="Both sides multiples of 16; 832x480 is what Lyra 2 was trained with."),
-                    types.Depth.Input("depth"),
-                    types.Cameras.Input("cameras", optional=True,
-                                        tooltip="Where the photo was taken from (the first of these); without it, the world's origin."),
-                    io.String.Input("prompt", default="", multiline=True, optional=True, tooltip="Kept with the photo.")],
-            outputs=[types.World.Output(display_name="world")])
+            "must be posed in the same scene, only help to remember. Static scenes only.",
+            inputs=[
+                io.Image.Input("image", tooltip="Both sides multiples of 16; 832x480 is what Lyra 2 was trained with."),
+                types.Depth.Input("depth"),
+                types.Cameras.Input(
+                    "cameras",
+                    optional=True,
+                    tooltip="Where the photo was taken from (the first of these); without it, the world's origin.",
+                ),
+                io.String.Input("prompt", default="", multiline=True, optional=True, tooltip="Kept with the photo."),
+            ],
+            outputs=[types.World.Output(display_name="world")],
+        )
 
     @classmethod
     def execute(cls, image, depth, cameras=None, prompt="") -> io.NodeOutput:
@@ -42,25 +51,40 @@ def _views(images: torch.Tensor, depths: tuple[DepthMap, ...], cameras: Cameras 
     if len(depths) != len(images):
         raise ValueError(f"{len(images)} pictures but {len(depths)} depths; make the depth from the same pictures")
     if len(images) > 1 and (cameras is None or len(cameras) < len(images)):
-        raise ValueError(f"{len(images)} pictures need {len(images)} cameras, found {0 if cameras is None else len(cameras)}; "
-                         "connect the cameras they were taken from, or give one picture")
-    return [(image, d.depth, d.camera if cameras is None else cameras[i]) for i, (image, d) in enumerate(zip(images, depths, strict=True))]
+        raise ValueError(
+            f"{len(images)} pictures need {len(images)} cameras, found {0 if cameras is None else len(cameras)}; "
+            "connect the cameras they were taken from, or give one picture"
+        )
+    return [
+        (image, d.depth, d.camera if cameras is None else cameras[i])
+        for i, (image, d) in enumerate(zip(images, depths, strict=True))
+    ]
 
 
 def _trajectory_input():
-    return types.Cameras.Input("cameras", tooltip="Where to go. The first camera is where the world stands and is not made again.")
+    return types.Cameras.Input(
+        "cameras", tooltip="Where to go. The first camera is where the world stands and is not made again."
+    )
 
 
 def _count_input():
-    return io.Int.Input("retrieve", default=5, min=0, max=16,
-                        tooltip="Past frames that help at most. 0: only the newest one, so the world forgets what it showed before.")
+    return io.Int.Input(
+        "retrieve",
+        default=5,
+        min=0,
+        max=16,
+        tooltip="Past frames that help at most. 0: only the newest one, so the world forgets what it showed before.",
+    )
 
 
 def _continue(world, cameras) -> Cameras:
     """The trajectory, after a word if it begins somewhere else than where the world stands."""
     gap = worlds.continuation(world, cameras)[1]
     if gap > 1e-3:
-        log.warning("the trajectory begins %.3g scene units from where the world stands; connect the world's cameras as its start", gap)
+        log.warning(
+            "the trajectory begins %.3g scene units from where the world stands; connect the world's cameras as its start",
+            gap,
+        )
     return cameras
 
 
@@ -68,16 +92,36 @@ class RetrieveHistory(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Lyra2RetrieveHistory", display_name="Lyra 2 Retrieve History", category=types.CATEGORY,
+            node_id="Lyra2RetrieveHistory",
+            display_name="Lyra 2 Retrieve History",
+            category=types.CATEGORY,
             description="Plans the next chunk: which past frames see most of it, and how the newest frame looks from there.",
-            inputs=[types.World.Input("world"), _trajectory_input(), _count_input(),
-                    io.Int.Input("views", default=1, min=1, max=8, tooltip="For how many cameras of the chunk frames are retrieved; the "
-                                 "reference: 1, its last. More also finds what is only seen on the way."),
-                    io.Int.Input("chunk_frames", default=worlds.CHUNK_FRAMES, min=1, max=8000, tooltip="New frames; 80 for Lyra 2.")],
-            outputs=[types.Plan.Output(display_name="plan"),
-                     io.Image.Output(display_name="retrieved", tooltip="The past frames, the best one last."),
-                     io.Image.Output(display_name="warped", tooltip="The newest frame seen from the new cameras, black where nothing is known."),
-                     io.Mask.Output(display_name="holes", tooltip="1 where the newest frame shows nothing.")])
+            inputs=[
+                types.World.Input("world"),
+                _trajectory_input(),
+                _count_input(),
+                io.Int.Input(
+                    "views",
+                    default=1,
+                    min=1,
+                    max=8,
+                    tooltip="For how many cameras of the chunk frames are retrieved; the "
+                    "reference: 1, its last. More also finds what is only seen on the way.",
+                ),
+                io.Int.Input(
+                    "chunk_frames", default=worlds.CHUNK_FRAMES, min=1, max=8000, tooltip="New frames; 80 for Lyra 2."
+                ),
+            ],
+            outputs=[
+                types.Plan.Output(display_name="plan"),
+                io.Image.Output(display_name="retrieved", tooltip="The past frames, the best one last."),
+                io.Image.Output(
+                    display_name="warped",
+                    tooltip="The newest frame seen from the new cameras, black where nothing is known.",
+                ),
+                io.Mask.Output(display_name="holes", tooltip="1 where the newest frame shows nothing."),
+            ],
+        )
 
     @classmethod
     def execute(cls, world, cameras, retrieve, views, chunk_frames) -> io.NodeOutput:
@@ -93,41 +137,82 @@ class PreviewChunks(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Lyra2PreviewChunks", display_name="Lyra 2 Preview Chunks", category=types.CATEGORY, search_aliases=["walk", "explore"],
+            node_id="Lyra2PreviewChunks",
+            display_name="Lyra 2 Preview Chunks",
+            category=types.CATEGORY,
+            search_aliases=["walk", "explore"],
             description="Walks through the world by its geometry alone, without any weights: what was seen is looked up, what was not is "
-                        "continued softly and marked as invented. Any machine; a draft of what Lyra 2 will paint.",
-            inputs=[types.World.Input("world"), _trajectory_input(), _count_input(),
-                    io.Int.Input("chunk_frames", default=worlds.CHUNK_FRAMES, min=1, max=8000,
-                                 tooltip="Frames per chunk. The path must fill whole chunks: cameras = 1 + a multiple of this."),
-                    io.String.Input("save_to", default="", tooltip="A folder in the output folder. The world is saved there after every chunk "
-                                    "and an interrupted walk goes on where it was. Empty: not saved."),
-                    io.String.Input("captions", default="", optional=True, force_input=True, tooltip="JSON from Lyra 2 Load Trajectory; kept with each chunk.")],
-            outputs=[types.World.Output(display_name="world")])
+            "continued softly and marked as invented. Any machine; a draft of what Lyra 2 will paint.",
+            inputs=[
+                types.World.Input("world"),
+                _trajectory_input(),
+                _count_input(),
+                io.Int.Input(
+                    "chunk_frames",
+                    default=worlds.CHUNK_FRAMES,
+                    min=1,
+                    max=8000,
+                    tooltip="Frames per chunk. The path must fill whole chunks: cameras = 1 + a multiple of this.",
+                ),
+                io.String.Input(
+                    "save_to",
+                    default="",
+                    tooltip="A folder in the output folder. The world is saved there after every chunk "
+                    "and an interrupted walk goes on where it was. Empty: not saved.",
+                ),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    optional=True,
+                    force_input=True,
+                    tooltip="JSON from Lyra 2 Load Trajectory; kept with each chunk.",
+                ),
+            ],
+            outputs=[types.World.Output(display_name="world")],
+        )
 
     @classmethod
     def execute(cls, world, cameras, retrieve, chunk_frames, save_to, captions="") -> io.NodeOutput:
         texts = camera_files.load_captions(captions) if captions.strip() not in ("", "{}") else {}
-        return io.NodeOutput(preview.explore(
-            world, _continue(world, cameras), chunk_frames=chunk_frames, count=retrieve,
-            prompts=lambda chunk: camera_files.caption_for_chunk(texts, chunk, len(cameras), chunk_frames) if texts else "",
-            folder=types.output_folder(save_to) if save_to.strip() else None, on_frame=types.progress(len(cameras) - 1)))
+        grown = preview.explore(
+            world,
+            _continue(world, cameras),
+            chunk_frames=chunk_frames,
+            count=retrieve,
+            prompts=lambda chunk: (
+                camera_files.caption_for_chunk(texts, chunk, len(cameras), chunk_frames) if texts else ""
+            ),
+            folder=types.output_folder(save_to) if save_to.strip() else None,
+            on_frame=types.progress(len(cameras) - 1),
+        )
+        return io.NodeOutput(grown, ui=_saved(save_to) if save_to.strip() else None)
 
 
 class SaveWorld(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Lyra2SaveWorld", display_name="Lyra 2 Save World", category=types.CATEGORY, is_output_node=True,
+            node_id="Lyra2SaveWorld",
+            display_name="Lyra 2 Save World",
+            category=types.CATEGORY,
+            is_output_node=True,
             description="Saves a world to one folder. Only chunks that are not there yet are written; other branches in the folder stay.",
-            inputs=[types.World.Input("world"),
-                    io.String.Input("folder", default="worlds/my_world", tooltip="A folder in the output folder.")],
-            outputs=[io.String.Output(display_name="folder")])
+            inputs=[
+                types.World.Input("world"),
+                io.String.Input("folder", default="worlds/my_world", tooltip="A folder in the output folder."),
+            ],
+            outputs=[io.String.Output(display_name="folder")],
+        )
 
     @classmethod
     def execute(cls, world, folder) -> io.NodeOutput:
         path = types.output_folder(folder)
         world_files.save(world, path)
-        return io.NodeOutput(folder, ui={"files": [{"filename": world_files.MANIFEST, "subfolder": folder, "type": "output"}]})
+        return io.NodeOutput(folder, ui=_saved(folder))
+
+
+def _saved(folder: str) -> dict:
+    return {"files": [{"filename": world_files.MANIFEST, "subfolder": folder, "type": "output"}]}
 
 
 class LoadWorld(io.ComfyNode):
@@ -136,12 +221,22 @@ class LoadWorld(io.ComfyNode):
         base = Path(folder_paths.get_output_directory())
         saved = sorted(f.parent.relative_to(base).as_posix() for f in base.rglob(world_files.MANIFEST))
         return io.Schema(
-            node_id="Lyra2LoadWorld", display_name="Lyra 2 Load World", category=types.CATEGORY,
+            node_id="Lyra2LoadWorld",
+            display_name="Lyra 2 Load World",
+            category=types.CATEGORY,
             description="Reopens a saved world, to go on from its end or from any earlier chunk.",
-            inputs=[io.Combo.Input("folder", options=saved, tooltip="A world in the output folder."),
-                    io.Int.Input("chunks", default=-1, min=-1, max=100000, tooltip="How many chunks to load; -1: all."),
-                    io.String.Input("branch", default="", advanced=True, tooltip="The first letters of a state's key in world.json; empty: the latest.")],
-            outputs=[types.World.Output(display_name="world")])
+            inputs=[
+                io.Combo.Input("folder", options=saved, tooltip="A world in the output folder."),
+                io.Int.Input("chunks", default=-1, min=-1, max=100000, tooltip="How many chunks to load; -1: all."),
+                io.String.Input(
+                    "branch",
+                    default="",
+                    advanced=True,
+                    tooltip="The first letters of a state's key in world.json; empty: the latest.",
+                ),
+            ],
+            outputs=[types.World.Output(display_name="world")],
+        )
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_) -> str:
@@ -149,17 +244,25 @@ class LoadWorld(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder, chunks, branch) -> io.NodeOutput:
-        return io.NodeOutput(world_files.load(types.output_folder(folder), None if chunks < 0 else chunks, branch.strip()))
+        return io.NodeOutput(
+            world_files.load(types.output_folder(folder), None if chunks < 0 else chunks, branch.strip())
+        )
 
 
 class RewindWorld(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Lyra2RewindWorld", display_name="Lyra 2 Rewind World", category=types.CATEGORY,
+            node_id="Lyra2RewindWorld",
+            display_name="Lyra 2 Rewind World",
+            category=types.CATEGORY,
             description="The world as it was some chunks ago. The later one stays usable: this makes a branch.",
-            inputs=[types.World.Input("world"), io.Int.Input("back", default=1, min=0, max=100000, tooltip="Chunks to step back.")],
-            outputs=[types.World.Output(display_name="world")])
+            inputs=[
+                types.World.Input("world"),
+                io.Int.Input("back", default=1, min=0, max=100000, tooltip="Chunks to step back."),
+            ],
+            outputs=[types.World.Output(display_name="world")],
+        )
 
     @classmethod
     def execute(cls, world, back) -> io.NodeOutput:
@@ -170,15 +273,23 @@ class WorldFrames(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Lyra2WorldFrames", display_name="Lyra 2 World Frames", category=types.CATEGORY,
+            node_id="Lyra2WorldFrames",
+            display_name="Lyra 2 World Frames",
+            category=types.CATEGORY,
             description="The frames of a world as pictures, with their cameras and what was invented in them.",
-            inputs=[types.World.Input("world"),
-                    io.Int.Input("first", default=0, min=0, max=1000000, tooltip="First frame; 0 is the photo."),
-                    io.Int.Input("count", default=0, min=0, max=1000000, tooltip="How many frames; 0: all that follow."),
-                    io.Boolean.Input("backwards", default=False, tooltip="In reverse order.")],
-            outputs=[io.Image.Output(display_name="frames"), types.Cameras.Output(display_name="cameras"),
-                     io.Mask.Output(display_name="invented", tooltip="1 where the photo does not reach."),
-                     types.Depth.Output(display_name="depth", tooltip="Of the keyframes among them.")])
+            inputs=[
+                types.World.Input("world"),
+                io.Int.Input("first", default=0, min=0, max=1000000, tooltip="First frame; 0 is the photo."),
+                io.Int.Input("count", default=0, min=0, max=1000000, tooltip="How many frames; 0: all that follow."),
+                io.Boolean.Input("backwards", default=False, tooltip="In reverse order."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="frames"),
+                types.Cameras.Output(display_name="cameras"),
+                io.Mask.Output(display_name="invented", tooltip="1 where the photo does not reach."),
+                types.Depth.Output(display_name="depth", tooltip="Of the keyframes among them."),
+            ],
+        )
 
     @classmethod
     def execute(cls, world, first, count, backwards) -> io.NodeOutput:
@@ -190,7 +301,9 @@ class WorldFrames(io.ComfyNode):
         invented = torch.empty(len(ids), *world.size)
         for row, frame in enumerate(ids):
             frames[row], invented[row] = worlds.to_float(world.frame(frame)), world.invented(frame)
-        depths = tuple(DepthMap(k.depth, k.camera.K[0], f"frame {k.frame}") for k in world.memory.keyframes if k.frame in set(ids))
+        depths = tuple(
+            DepthMap(k.depth, k.camera.K[0], f"frame {k.frame}") for k in world.memory.keyframes if k.frame in set(ids)
+        )
         return io.NodeOutput(frames, world.cameras[ids], invented, depths)
 
 
@@ -198,19 +311,28 @@ class Consistency(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="Lyra2Consistency", display_name="Lyra 2 Consistency", category=types.CATEGORY, is_output_node=True,
+            node_id="Lyra2Consistency",
+            display_name="Lyra 2 Consistency",
+            category=types.CATEGORY,
+            is_output_node=True,
             description="How well a world agrees with itself where its path comes back: PSNR of returning against outgoing frames, on the "
-                        "pixels that the outgoing frame had from the photo. Higher is better.",
+            "pixels that the outgoing frame had from the photo. Higher is better.",
             inputs=[types.World.Input("world")],
-            outputs=[io.String.Output(display_name="report"), io.Float.Output(display_name="psnr"),
-                     io.Image.Output(display_name="pairs", tooltip="Outgoing left, returning right, of the worst pair.")])
+            outputs=[
+                io.String.Output(display_name="report"),
+                io.Float.Output(display_name="psnr"),
+                io.Image.Output(display_name="pairs", tooltip="Outgoing left, returning right, of the worst pair."),
+            ],
+        )
 
     @classmethod
     def execute(cls, world) -> io.NodeOutput:
         frames = [worlds.to_float(world.frame(i)) for i in range(len(world))]
         found = metrics.revisit_psnr(frames, world.cameras, [~world.invented(i) for i in range(len(world))])
         worst = min(range(len(found.psnr)), key=found.psnr.__getitem__)
-        report = (f"{len(found.psnr)} frames come back to where others were taken: PSNR {found.pooled:.2f} dB "
-                  f"(worst pair {found.psnr[worst]:.2f} dB: frames {found.outgoing[worst]} and {found.returning[worst]})")
+        report = (
+            f"{len(found.psnr)} frames come back to where others were taken: PSNR {found.pooled:.2f} dB "
+            f"(worst pair {found.psnr[worst]:.2f} dB: frames {found.outgoing[worst]} and {found.returning[worst]})"
+        )
         pair = torch.cat([frames[found.outgoing[worst]], frames[found.returning[worst]]], 1)
         return io.NodeOutput(report, found.pooled, pair[None], ui=ui.PreviewText(report))

@@ -1,4 +1,5 @@
 """Makes `import lyra_core` and the host work in tests, from any folder and however pytest is started."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -6,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")          # two threads on a busy machine can be ten times slower than one
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on a busy machine can be ten times slower than one
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -16,7 +17,9 @@ torch.set_num_threads(1)
 
 def load_package(name: str, folder: Path):
     """Import a folder as package `name` without putting its parent on sys.path, where our nodes/ would hide the host's."""
-    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

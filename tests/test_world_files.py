@@ -1,0 +1,204 @@
+"""A saved world survives crashes, refuses damage, and gives back the very same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from lyra_core import depth, preview, world, world_files
+from lyra_core.camera import Cameras, pinhole
+
+SIZE = (32, 48)
+
+
+def photo_world() -> world.World:
+    generator = torch.Generator().manual_seed(3)
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 12, generator=generator), SIZE, mode="bilinear")[
+        0
+    ].permute(1, 2, 0)
+    room = depth.room_box(SIZE, pinhole(SIZE, 40.0).K[0], (0.5, 0.5), (0.3, 0.3, 0.7, 0.7), 4.0)
+    return world.begin(image, room.depth, room.camera)
+
+
+def path(frames: int, sideways: float = 0.0) -> Cameras:
+    cameras = pinhole(SIZE, 40.0, frames)
+    cameras.w2c[:, 2, 3] = -torch.linspace(0, 0.6, frames)
+    cameras.w2c[:, 0, 3] = torch.linspace(0, sideways, frames)
+    return cameras
+
+
+def same(a: world.World, b: world.World) -> bool:
+    return a.keys == b.keys and all(
+        torch.equal(x.depth, y.depth) and x.frame == y.frame and torch.equal(x.camera.w2c, y.camera.w2c)
+        for x, y in zip(a.memory.keyframes, b.memory.keyframes, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def walked() -> world.World:
+    return preview.explore(photo_world(), path(17), chunk_frames=8)
+
+
+def test_a_reopened_world_is_the_one_that_was_saved(walked, tmp_path):
+    world_files.save(walked, tmp_path / "w")
+    reopened = world_files.load(tmp_path / "w")
+    assert same(walked, reopened) and torch.equal(walked.chunks[1].invented, reopened.chunks[1].invented)
+    rehashed = world.World(
+        *(world.Chunk(c.frames, c.invented, c.cameras, c.prompt, c.settings) for c in [reopened.first]),
+        tuple(world.Chunk(c.frames, c.invented, c.cameras, c.prompt, c.settings) for c in reopened.chunks),
+        reopened.memory,
+    )
+    assert rehashed.keys == walked.keys  # the names still match what the files contain
+
+
+def test_continuing_a_reopened_world_gives_what_never_stopping_gives(tmp_path):
+    never = preview.explore(photo_world(), path(25), chunk_frames=8)
+    preview.explore(photo_world(), path(25)[:17], chunk_frames=8, folder=tmp_path / "w")
+    again = preview.explore(world_files.load(tmp_path / "w"), path(25)[16:], chunk_frames=8)
+    assert [c.frames.equal(d.frames) for c, d in zip(never.chunks, again.chunks, strict=True)] == [True] * 3
+
+
+def test_views_besides_the_photo_are_saved_too(tmp_path):
+    one = photo_world()
+    camera = one.first.cameras
+    more = world.begin(
+        world.to_float(one.frame(0)),
+        one.memory[0].depth,
+        camera,
+        [(torch.rand(*SIZE, 3), torch.full(SIZE, 2.0), camera)],
+    )
+    world_files.save(more, tmp_path / "w")
+    reopened = world_files.load(tmp_path / "w")
+    assert reopened.memory.frames == (0, -1) and torch.equal(reopened.frame(-1), more.frame(-1))
+
+
+def test_saving_again_writes_only_what_is_new(walked, tmp_path):
+    first = world_files.save(world.rewind(walked, 1), tmp_path / "w")
+    second = world_files.save(walked, tmp_path / "w")
+    assert (len(first), len(second)) == (3, 2)
+
+
+def test_a_branch_leaves_the_other_one_in_the_folder(walked, tmp_path):
+    world_files.save(walked, tmp_path / "w")
+    branch = preview.explore(world.rewind(walked, 1), path(9, 0.5), chunk_frames=8, folder=tmp_path / "w")
+    assert world_files.load(tmp_path / "w").key == branch.key
+    assert world_files.load(tmp_path / "w", branch=walked.key[:10]).key == walked.key
+    assert world_files.load(tmp_path / "w", chunks=0).key == walked.keys[0]
+
+
+def test_finished_chunks_are_not_made_again(tmp_path, monkeypatch):
+    preview.explore(photo_world(), path(17), chunk_frames=8, folder=tmp_path / "w")
+    made = []
+    generate = preview.generate
+    monkeypatch.setattr(preview, "generate", lambda *a: made.append(1) or generate(*a))
+    preview.explore(photo_world(), path(25)[:17], chunk_frames=8, folder=tmp_path / "w")
+    assert len(made) == 2, "another path must not reuse chunks"
+    made.clear()
+    preview.explore(photo_world(), path(17), chunk_frames=8, folder=tmp_path / "w")
+    assert not made
+
+
+@pytest.mark.parametrize("killed_at", range(6))
+def test_a_kill_in_the_middle_of_a_save_loses_at_most_the_chunk_in_progress(walked, tmp_path, killed_at):
+    """kill -9 in each of the six flushes of a two-chunk walk: photo and list, chunk 1 and list, chunk 2 and list."""
+    script = textwrap.dedent(f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import conftest, test_world_files as t
+        flushes = iter(range(100))
+        flush = os.fsync
+        def die(handle):
+            if next(flushes) == {killed_at}:
+                os.kill(os.getpid(), signal.SIGKILL)
+            flush(handle)
+        t.world_files.os.fsync = die
+        begun = t.photo_world()
+        t.world_files.save(begun, t.Path({str(tmp_path / "w")!r}))
+        t.preview.explore(begun, t.path(17), chunk_frames=8, folder=t.Path({str(tmp_path / "w")!r}))
+    """)
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == -signal.SIGKILL
+    if killed_at >= 2:
+        assert len(world_files.load(tmp_path / "w").chunks) == (killed_at - 2) // 2
+    resumed = preview.explore(photo_world(), path(17), chunk_frames=8, folder=tmp_path / "w")
+    assert same(resumed, walked) and same(world_files.load(tmp_path / "w"), walked)
+
+
+def test_a_full_disk_changes_nothing(walked, tmp_path, monkeypatch):
+    world_files.save(world.rewind(walked, 1), tmp_path / "w")
+    before = sorted(f.name for f in (tmp_path / "w").iterdir())
+
+    def full(_handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(world_files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        world_files.save(walked, tmp_path / "w")
+    assert sorted(f.name for f in (tmp_path / "w").iterdir()) == before
+    assert len(world_files.load(tmp_path / "w").chunks) == 1
+
+
+def edit(folder: Path, change) -> None:
+    manifest = json.loads((folder / "world.json").read_text())
+    change(manifest)
+    (folder / "world.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "world.json").unlink(), "holds no world.json"),
+        (lambda f: (f / "world.json").write_text("{"), "is damaged"),
+        (lambda f: (f / "world.json").write_text("[1]"), "is damaged"),
+        (lambda f: edit(f, lambda m: m.update(version=99)), "version 99"),
+        (
+            lambda f: edit(f, lambda m: m["chunks"][1].update(file="../outside.safetensors")),
+            "not a plain file of this folder",
+        ),
+        (lambda f: edit(f, lambda m: m["chunks"][1].update(file="/etc/passwd")), "not a plain file of this folder"),
+        (lambda f: edit(f, lambda m: m["chunks"].pop(1)), "predecessor is not listed"),
+        (lambda f: edit(f, lambda m: m["chunks"][1].pop("size")), "'size' is missing"),
+        (lambda f: edit(f, lambda m: m["chunks"][1].update(content="0")), "do not belong together"),
+        (lambda f: next(iter(f.glob("*.safetensors"))).unlink(), "is missing; restore it"),
+        (lambda f: [os.truncate(x, x.stat().st_size // 2) for x in f.glob("*.safetensors")], "bytes instead of"),
+        (lambda f: [x.write_bytes(b"\xff" * x.stat().st_size) for x in f.glob("*.safetensors")], "is damaged"),
+    ],
+)
+def test_damage_is_named(walked, tmp_path, damage, words):
+    folder = tmp_path / "w"
+    world_files.save(walked, folder)
+    damage(folder)
+    with pytest.raises(world_files.WorldFileError, match=words):
+        world_files.load(folder)
+
+
+def test_a_link_out_of_the_folder_is_not_followed(walked, tmp_path):
+    world_files.save(walked, tmp_path / "w")
+    file = next((tmp_path / "w").glob("*.safetensors"))
+    file.rename(tmp_path / "elsewhere.safetensors")
+    file.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(world_files.WorldFileError, match="not a plain file"):
+        world_files.load(tmp_path / "w")
+
+
+def test_a_folder_with_other_files_is_left_alone(walked, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(world_files.WorldFileError, match="choose an empty folder"):
+        world_files.save(walked, tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_unknown_chunks_and_branches_are_named(walked, tmp_path):
+    world_files.save(walked, tmp_path / "w")
+    with pytest.raises(world_files.WorldFileError, match="has 2 chunks; there is no state after 7"):
+        world_files.load(tmp_path / "w", chunks=7)
+    with pytest.raises(world_files.WorldFileError, match="0 states"):
+        world_files.load(tmp_path / "w", branch="zzz")
