@@ -24,7 +24,7 @@ from torch import Tensor
 from . import world_files
 from .camera import Cameras, project, unproject
 from .depth import sharpened
-from .warp import lift, merge, splat
+from .warp import Points, lift, merge, splat
 from .world import (
     CHUNK_FRAMES,
     ChunkPlan,
@@ -53,7 +53,7 @@ class Source:
     invented: Tensor  # (H, W) bool
     depth: Tensor  # (H, W), 0 = unknown, no pixels floating at silhouettes
     camera: Cameras  # length 1
-    new: Tensor  # (H, W) bool: shows a surface that no earlier source does
+    surface: Points  # of the pixels that show what no earlier source does
 
 
 @dataclass(frozen=True)
@@ -172,25 +172,35 @@ def _source(image: Tensor, invented: Tensor, depth: Tensor, camera: Cameras, ear
             left = ~shown
             shown[left] = _trace(points[left], source)[0]
         new[new.clone()] = ~shown
-    return Source(image, invented, depth, camera, new)
+    surface = lift(torch.where(new, depth, 0.0), camera, image.new_zeros(*depth.shape, 0), continuity=None)
+    return Source(image, invented, depth, camera, surface)
 
 
 def look_up(sources: list[Source], camera: Cameras) -> tuple[Tensor, Tensor, Tensor]:
     """One new view: image (H, W, 3), which pixels are made up (H, W), and its depth (H, W), complete."""
-    surfaces = [
-        lift(torch.where(s.new, s.depth, 0.0), s.camera, s.image.new_zeros(*s.depth.shape, 0), continuity=None)
-        for s in sources
-        if s.new.any()
-    ]
-    warp = splat(merge(*surfaces), camera)
+    warp = splat(merge(*(s.surface for s in sources)), camera)
     depth, covered = warp.depth[0], warp.seen[0]
-    if not covered.any():
-        covered = torch.ones_like(covered)
-        depth = torch.full_like(depth, float(max(s.depth.max() for s in sources)))
-    depth = torch.where(covered, depth, _continue(depth[..., None], depth, covered)[..., 0])
+    if covered.any():
+        depth[~covered] = _continue(depth[..., None], depth, covered)[:, 0]
+    else:
+        depth.fill_(float(max(s.depth.max() for s in sources)))
     image = depth.new_zeros(*depth.shape, 3)
     invented = torch.ones_like(covered)
     found = torch.zeros_like(covered)
+    _find(sources, camera, depth, image, invented, found)
+    if not found.any():
+        image[:] = sources[0].image.mean((0, 1))  # looking away from all that is known
+    elif not found.all():
+        # beside a silhouette the foreground reaches half a pixel too far; what lies behind may be known after all
+        depth[~found] = _continue(depth[..., None], depth, found)[:, 0]
+        _find(sources, camera, depth, image, invented, found)
+        if not found.all():
+            image[~found] = _made_up(image, depth, found)
+    return image, invented, depth
+
+
+def _find(sources: list[Source], camera: Cameras, depth: Tensor, image: Tensor, invented: Tensor, found: Tensor) -> None:
+    """Fill `image`, `invented` and `found` where the surface at `depth` is shown by a source, the first one that does."""
     points = unproject(depth[None], camera)[0]
     for source in sources:
         left = ~found
@@ -199,9 +209,6 @@ def look_up(sources: list[Source], camera: Cameras) -> tuple[Tensor, Tensor, Ten
         shown, colours, made_up = _trace(points[left], source)
         target = left.nonzero()[shown].unbind(1)
         image[target], invented[target], found[target] = colours, made_up, True
-    if not found.all():
-        image = torch.where(found[..., None], image, _made_up(image, depth, found))
-    return image, invented, depth
 
 
 def _trace(points: Tensor, source: Source) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,59 +247,58 @@ def _sample(image: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def _made_up(image: Tensor, depth: Tensor, known: Tensor) -> Tensor:
-    """Colours (H, W, 3) for the pixels that are not known: their surroundings, blurred more the farther away those are."""
-    filled = torch.where(known[..., None], image, _continue(image, depth, known))
-    distance = torch.from_numpy(distance_transform_edt(~known.numpy())).float()
-    pyramid = [filled.permute(2, 0, 1)[None]]
-    while min(pyramid[-1].shape[-2:]) > 4:
-        pyramid.append(F.avg_pool2d(pyramid[-1], 2, ceil_mode=True, count_include_pad=False))
+    """Colours (M, 3) for the M pixels that are not known: their surroundings, blurred more the farther away those are."""
+    holes = (~known).nonzero()
+    filled = image.clone()
+    filled[~known] = _continue(image, depth, known)
+    pyramid = [filled]
+    while min(pyramid[-1].shape[:2]) > 4:
+        coarser = F.avg_pool2d(pyramid[-1].permute(2, 0, 1)[None], 2, ceil_mode=True, count_include_pad=False)
+        pyramid.append(coarser[0].permute(1, 2, 0))
+    distance = torch.from_numpy(distance_transform_edt(~known.numpy())).float()[~known]
     level = torch.log2(1 + distance / SOFTNESS).clamp(max=len(pyramid) - 1)
-    result = torch.zeros_like(filled)
+    result = image.new_zeros(len(holes), 3)
     for i, coarse in enumerate(pyramid):
-        share = (1 - (level - i).abs()).clamp_min(0)[..., None]
-        if (share > 0).any():
-            fine = F.interpolate(coarse, filled.shape[:2], mode="bilinear")[0].permute(1, 2, 0) if i else filled
-            result = result + share * fine
+        share = (1 - (level - i).abs()).clamp_min(0)
+        wanted = share > 0
+        v, u = ((holes[wanted] + 0.5) / 2**i - 0.5).unbind(1)
+        u, v = u.clamp(0, coarse.shape[1] - 1), v.clamp(0, coarse.shape[0] - 1)
+        result[wanted] += share[wanted, None] * _sample(coarse, u, v)
     return result
 
 
 def _continue(values: Tensor, depth: Tensor, known: Tensor, farther: float = 6.0) -> Tensor:
-    """Values (H, W, C) carried into the unknown from the nearest known pixels left, right, above and below.
+    """Values (H, W, C) carried to the M unknown pixels (M, C) from the nearest known ones left, right, above and below.
 
     Near ones count more, and far more those that lie deeper: behind a silhouette only the background continues.
     """
-    height, width = known.shape
-    row, column = torch.arange(height)[:, None].expand(height, width), torch.arange(width).expand(height, width)
-    total, weights = torch.zeros_like(values), torch.zeros_like(depth)
-    finds = [_last_known(known, axis, backwards) for axis in (0, 1) for backwards in (False, True)]
+    row, column = (~known).nonzero().unbind(1)
+    finds = [_nearest_known(known, row, column, axis, step) for axis in (0, 1) for step in (1, -1)]
     deepest = torch.stack([torch.where(there, depth[r, c], 0.0) for r, c, there in finds]).amax(0).clamp_min(1e-9)
+    total, weights = values.new_zeros(len(row), values.shape[-1]), values.new_zeros(len(row))
     for r, c, there in finds:
         away = ((r - row).abs() + (c - column).abs()).float()
         weight = torch.where(there, (depth[r, c] / deepest) ** farther / (away + 0.5) ** 2, 0.0)
-        total += weight[..., None] * values[r, c]
+        total += weight[:, None] * values[r, c]
         weights += weight
     reached = weights > 0
-    carried = total / weights.clamp_min(1e-30)[..., None]
-    if reached.all():
-        return carried
-    # corners, whose row and column hold nothing known, continue what has just been carried there
-    return torch.where(
-        reached[..., None], carried, _continue(carried, torch.where(known, depth, deepest), reached, farther)
-    )
+    carried = total / weights.clamp_min(1e-30)[:, None]
+    if not reached.all():
+        # corners, whose row and column hold nothing known, continue what has just been carried beside them
+        values, depth, wider = values.clone(), depth.clone(), known.clone()
+        values[row, column], depth[row, column], wider[row, column] = carried, deepest, reached
+        carried[~reached] = _continue(values, depth, wider, farther)
+    return carried
 
 
-def _last_known(known: Tensor, axis: int, backwards: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column of the nearest known pixel in one direction of each pixel, and whether there is one."""
-    height, width = known.shape
-    if backwards:
-        known = known.flip(axis)
+def _nearest_known(known: Tensor, row: Tensor, column: Tensor, axis: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column of the first known pixel before (step 1) or after (-1) each given one along an axis, and if there is."""
+    seen = known if step == 1 else known.flip(axis)
     count = known.shape[axis]
-    index = torch.arange(count)[:, None] if axis == 0 else torch.arange(count)[None]
-    last = torch.where(known, index, -1).cummax(axis).values
-    there = last >= 0
-    last = last.clamp_min(0)
-    if backwards:
-        last, there = (count - 1 - last).flip(axis), there.flip(axis)
-    other = torch.arange(width)[None] if axis == 0 else torch.arange(height)[:, None]
-    other = other.expand(height, width)
-    return (last, other, there) if axis == 0 else (other, last, there)
+    index = torch.arange(count, dtype=torch.int32)
+    last = torch.where(seen, index[:, None] if axis == 0 else index, -1).cummax(axis).values
+    where = (row, column)[axis] if step == 1 else count - 1 - (row, column)[axis]
+    found = (last[where, column] if axis == 0 else last[row, where]).long()
+    there = found >= 0
+    found = found.clamp_min(0) if step == 1 else count - 1 - found.clamp_min(0)
+    return (found, column, there) if axis == 0 else (row, found, there)

@@ -60,7 +60,8 @@ class World:
         digest = hashlib.sha256(self.first.key.encode())
         for keyframe in self.memory.keyframes:
             if keyframe.frame <= 0:
-                digest.update(keyframe.depth.contiguous().numpy().data)
+                for part in (keyframe.depth, keyframe.camera.w2c, keyframe.camera.K, keyframe.image):
+                    digest.update(b"" if part is None else part.contiguous().numpy().data)
         keys = [digest.hexdigest()]
         for chunk in self.chunks:
             keys.append(hashlib.sha256((keys[-1] + chunk.key).encode()).hexdigest())
@@ -141,6 +142,8 @@ def begin(
 
 def _check_view(image: Tensor, depth: Tensor, camera: Cameras, size: tuple[int, int], name: str) -> None:
     check(camera, name)
+    if len(camera) != 1:
+        raise ValueError(f"{name}: expected the one camera it was taken from, found {len(camera)} cameras")
     if image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"{name}: expected a colour picture (height, width, 3), found {tuple(image.shape)}")
     height, width = image.shape[:2]
@@ -225,6 +228,8 @@ def append(
     expected = (len(plan.target), *world.size, 3)
     if frames.shape != expected or frames.dtype != torch.uint8:
         raise ValueError(f"the plan asks for uint8 frames {expected}, found {frames.dtype} {tuple(frames.shape)}")
+    if invented.shape != expected[:3] or invented.dtype != torch.bool:
+        raise ValueError(f"which pixels are invented: expected bool {expected[:3]}, found {invented.dtype} {tuple(invented.shape)}")
     keyframes = []
     for frame in keyframe_ids(plan):
         depth = depths.get(frame)

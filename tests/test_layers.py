@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "recon": {"camera", "gaussians", "rasterize"},
     "world": {"camera", "memory", "framepack"},
     "world_files": {"camera", "memory", "world"},
-    "preview": {"camera", "depth", "warp", "memory", "world"},
+    "preview": {"camera", "depth", "warp", "memory", "world", "world_files"},
 }
 THIRD_PARTIES = {"torch", "numpy", "scipy", "safetensors"}
 EXTRA = {"path_picture": {"PIL"}}       # it draws, and draws with what the host has anyway

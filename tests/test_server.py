@@ -112,9 +112,9 @@ def test_every_input_has_a_tooltip_or_speaks_for_itself(server):
     silent = [
         f"{node}.{name}"
         for node in NODES
-        for group in info[node]["input"].values()
-        for name, spec in group.items()
-        if isinstance(group, dict) and spec[0] not in obvious and not (len(spec) > 1 and spec[1].get("tooltip"))
+        for group in ("required", "optional")
+        for name, spec in info[node]["input"].get(group, {}).items()
+        if spec[0] not in obvious and not (len(spec) > 1 and spec[1].get("tooltip"))
     ]
     assert not silent
 
@@ -188,10 +188,10 @@ def test_the_zoom_workflow_runs_from_the_command_line(project, folder):
         "zoom.json",
         *SMALL,
         f"LoadImage.image=@{picture(folder / 'grey.png', mode='L')}",
-        "path in.frames=9",
-        "path out.frames=17",
-        "walk in.chunk_frames=8",
-        "walk out.chunk_frames=8",
+        "Path in.frames=9",
+        "Path out.frames=17",
+        "Walk in.chunk_frames=8",
+        "Walk out.chunk_frames=8",
     )
     assert done.returncode == 0, done.stderr + done.stdout
     assert frames_of(next((folder / "command" / "lyra2").glob("zoom_0*.mp4"))) == 17 + 9 - 1, (
@@ -219,7 +219,7 @@ def test_a_failing_node_ends_the_command_with_its_message(project, folder):
         (["ImageScale.width=112"], "resize"),
         (["Lyra2PreviewChunks.chunk_frames=7"], "does not fill whole chunks"),
         (["Lyra2PreviewChunks.save_to=../outside"], "no folder inside the output folder"),
-        (["Lyra2LoadTrajectory.captions=@{captions}"], "not a number"),
+        (["Lyra2LoadTrajectory.captions=@{captions}"], "is not a frame number"),
         (["Lyra2LoadTrajectory.file=@{pickled}"], "pickle"),
     ],
 )

@@ -443,7 +443,7 @@ def test_a_source_only_adds_the_surfaces_that_no_earlier_one_shows():
     twice = replace(plan(world, AWAY), retrieved=())
     source = remembered_sources(world, twice)[0]
     again = preview_._source(source.image, source.invented, source.depth, source.camera, [source])
-    assert source.new.all() and not again.new.any()
+    assert len(source.surface.xyz) == source.depth.numel() and not len(again.surface.xyz)
     image, invented, depth = look_up([source], source.camera)
     assert_close(image, source.image, atol=1e-3, rtol=0)
     assert not invented.any()

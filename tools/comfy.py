@@ -180,7 +180,15 @@ def environment_variables(host: Path) -> dict[str, str]:
     """Variables for every process in the environment: the import shim for CPU torch, and which host was chosen."""
     shim = str(PROJECT / "tools" / "host_shim")
     others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != shim]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([shim, *others]), "COMFYUI_PATH": str(host), "PYTHONUTF8": "1"}
+    # threads that wait by spinning make torch ten times slower as soon as anything else runs on the machine
+    defaults = {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {
+        **defaults,
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([shim, *others]),
+        "COMFYUI_PATH": str(host),
+        "PYTHONUTF8": "1",
+    }
 
 
 def enter_environment(arguments: list[str]) -> int:
@@ -412,8 +420,20 @@ async def follow(server: Server, prompt: dict, on_progress) -> dict:
             elif event["type"] == "execution_interrupted":
                 raise WorkflowError(f"interrupted in node {data['node_id']} ({data['node_type']})")
             elif event["type"] == "execution_success":
-                return server.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
+                return await finished_outputs(server, prompt_id)
     raise WorkflowError("the server went away; the end of its log:\n" + server.log_tail())
+
+
+async def finished_outputs(server: Server, prompt_id: str) -> dict:
+    """The outputs of a finished prompt; the server says that it is done a moment before it lists them."""
+    import asyncio
+
+    for _ in range(200):
+        history = server.get(f"/history/{prompt_id}")
+        if prompt_id in history:
+            return history[prompt_id]["outputs"]
+        await asyncio.sleep(0.05)
+    raise WorkflowError(f"the server finished but lists no outputs for {prompt_id}")
 
 
 def run_prompt(server: Server, prompt: dict, on_progress=lambda node, done, total: None) -> dict:

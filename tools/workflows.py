@@ -214,6 +214,7 @@ def default(spec: list):
 
 def build(graph: dict, object_info: dict) -> dict:
     """The UI-format workflow (version 0.4) of a description."""
+    kinds = [kind for kind, *_ in graph.values()]
     ids = {name: number for number, name in enumerate(graph, 1)}
     nodes, links = [], []
     for name, (kind, position, values, sources) in graph.items():
@@ -230,6 +231,8 @@ def build(graph: dict, object_info: dict) -> dict:
             "properties": {"Node name for S&R": kind},
             "widgets_values": [],
         }
+        if kinds.count(kind) > 1:
+            node["title"] = name.capitalize()           # so that people, and --set, can tell them apart
         nodes.append(node)
         if kind == "MarkdownNote":
             node |= {"size": [560, 420], "widgets_values": [values[""]], "title": "What this needs and makes"}
