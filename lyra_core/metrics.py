@@ -81,7 +81,8 @@ def revisit_psnr(frames: Sequence[Tensor], cameras: Cameras, seen: Sequence[Tens
     """Compare each frame of a way back with the frame of the way out whose camera is nearest, where one is near enough.
 
     frames: F of (H, W, 3); the way back begins after the frame whose camera is farthest from the first one's.
-    seen: F of (H, W) bool, pixels that aren't invented; only those seen in both frames of a pair are compared.
+    seen: F of (H, W) bool, pixels that aren't invented; those of the way out are compared, whether the way back has them
+    or had to invent them again.
     tolerance: largest distance / scale + angle (radians) of two cameras that still stand in the same place.
     scale: scene units that weigh like one radian; without it, how far the path leads from its first camera.
     """
@@ -95,13 +96,13 @@ def revisit_psnr(frames: Sequence[Tensor], cameras: Cameras, seen: Sequence[Tens
     for back, out in enumerate(nearest.indices.tolist(), turn + 1):
         if apart[back, out] > tolerance:
             continue
-        total, count = _squared_error(frames[out], frames[back], None if seen is None else seen[out] & seen[back])
+        total, count = _squared_error(frames[out], frames[back], None if seen is None else seen[out])
         if count:
             pairs.append((out, back))
             errors.append((total, count))
     if not pairs:
         raise ValueError(f"no pair of frames to compare: the cameras of the way back come to {float(nearest.values.min()):.3g} "
-                         f"of those of the way out, the tolerance is {tolerance:.3g}, or no pixel is seen in both")
+                         f"of those of the way out, the tolerance is {tolerance:.3g}, or no pixel was seen on the way out")
     values = [_decibels(*error) for error in errors]
     pooled = _decibels(sum(total for total, _ in errors), sum(count for _, count in errors))
     return Revisits(tuple(out for out, _ in pairs), tuple(back for _, back in pairs), tuple(values),

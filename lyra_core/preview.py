@@ -270,25 +270,29 @@ def _made_up(image: Tensor, depth: Tensor, known: Tensor) -> Tensor:
 def _continue(values: Tensor, depth: Tensor, known: Tensor, farther: float = 6.0) -> Tensor:
     """Values (H, W, C) carried to the M unknown pixels (M, C) from the nearest known ones left, right, above and below.
 
-    Near ones count more, and far more those that lie deeper: behind a silhouette only the background continues.
+    Near ones count more; of two on opposite sides the one that lies deeper counts far more, because behind a silhouette
+    only the background continues.
     """
     row, column = (~known).nonzero().unbind(1)
-    finds = [_nearest_known(known, row, column, axis, step) for axis in (0, 1) for step in (1, -1)]
-    deepest = torch.stack([torch.where(there, depth[r, c], 0.0) for r, c, there in finds]).amax(0).clamp_min(1e-9)
-    total, weights = values.new_zeros(len(row), values.shape[-1]), values.new_zeros(len(row))
-    for r, c, there in finds:
-        away = ((r - row).abs() + (c - column).abs()).float()
-        weight = torch.where(there, (depth[r, c] / deepest) ** farther / (away + 0.5) ** 2, 0.0)
-        total += weight[:, None] * values[r, c]
-        weights += weight
+    carried = torch.cat([values, depth[..., None]], -1)  # the depth travels along
+    total, weights = values.new_zeros(len(row), carried.shape[-1]), values.new_zeros(len(row))
+    for axis in (0, 1):
+        sides = [_nearest_known(known, row, column, axis, step) for step in (1, -1)]
+        depths = [torch.where(there, depth[r, c], 0.0) for r, c, there in sides]
+        deeper = torch.maximum(*depths).clamp_min(1e-9)
+        for (r, c, there), its_depth in zip(sides, depths, strict=True):
+            away = ((r - row).abs() + (c - column).abs()).float()
+            weight = torch.where(there, (its_depth / deeper) ** farther / (away + 0.5) ** 2, 0.0)
+            total += weight[:, None] * carried[r, c]
+            weights += weight
     reached = weights > 0
-    carried = total / weights.clamp_min(1e-30)[:, None]
+    total /= weights.clamp_min(1e-30)[:, None]
     if not reached.all():
         # corners, whose row and column hold nothing known, continue what has just been carried beside them
-        values, depth, wider = values.clone(), depth.clone(), known.clone()
-        values[row, column], depth[row, column], wider[row, column] = carried, deepest, reached
-        carried[~reached] = _continue(values, depth, wider, farther)
-    return carried
+        wider = known.clone()
+        carried[row, column], wider[row, column] = total, reached
+        total[~reached, :-1] = _continue(carried[..., :-1], carried[..., -1], wider, farther)
+    return total[:, :-1]
 
 
 def _nearest_known(known: Tensor, row: Tensor, column: Tensor, axis: int, step: int) -> tuple[Tensor, Tensor, Tensor]:

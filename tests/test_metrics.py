@@ -111,11 +111,12 @@ def test_a_turn_on_the_spot_is_a_path_too(image):
     assert revisit_psnr(torch.stack([image] * 5), cameras).returning == (3, 4)
 
 
-def test_revisits_compare_only_what_is_seen_in_both_and_pool_by_pixels(image):
+def test_revisits_compare_what_the_way_out_saw_and_pool_by_pixels(image):
     frames = torch.stack([image, image, image, image + 0.1, image + 0.01]).double()
     seen = torch.ones(5, *SIZE, dtype=torch.bool)
-    frames[4, :12] += 5             # invented on the way back, so it doesn't count
-    seen[4, :12] = False
+    frames[4, :12] += 5             # invented on the way out, so it doesn't count
+    seen[0, :12] = False
+    seen[3] = False                 # forgotten on the way back: that is what the number shall show
     result = revisit_psnr(frames, dolly([0.0, 1, 2, 1, 0]), seen)
     assert result.psnr == pytest.approx((20, 40), abs=1e-4) and result.mean == pytest.approx(30, abs=1e-4)
     assert result.pooled == pytest.approx(-10 * log10((2 * 1e-2 + 1e-4) / 3), abs=1e-4)

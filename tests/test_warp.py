@@ -264,6 +264,14 @@ def test_depth_can_be_warped_without_any_features_and_nothing_is_changed_by_it()
     assert all(torch.equal(a, b) for a, b in zip(before, (depth, colours, TARGETS.w2c), strict=True))
 
 
+def test_a_warp_is_the_same_in_inference_mode():
+    depth, colours = scene()
+    expected = splat(lift(depth, TARGETS[0], colours), TARGETS)
+    with torch.inference_mode():                # in which the host runs every node
+        found = splat(lift(depth.clone(), TARGETS[0], colours.clone()), TARGETS)
+    assert torch.equal(found.features, expected.features) and torch.equal(found.seen, expected.seen)
+
+
 def test_no_target_sees_more_than_the_farthest_it_was_given():
     depth, colours = scene()
     found = splat(lift(depth, TARGETS[0], colours), TARGETS)
