@@ -1,4 +1,5 @@
 """Depth without weights is where the walls are; depth from others arrives with their conventions undone."""
+
 from __future__ import annotations
 
 import math
@@ -22,7 +23,7 @@ from lyra_core.depth import (
     sharpened,
 )
 
-SIZE = (25, 41)             # odd, so that there is a middle pixel
+SIZE = (25, 41)  # odd, so that there is a middle pixel
 
 
 def intrinsics(focal=30.0, size=SIZE, shift=(0.0, 0.0)):
@@ -44,6 +45,7 @@ def rays_of(K, size=SIZE):
 
 # layouts
 
+
 def test_a_plane_is_as_far_as_it_says_at_every_pixel():
     found = depth_.plane(SIZE, intrinsics(), 3.5)
     assert found.size == SIZE
@@ -55,7 +57,7 @@ def test_a_plane_is_as_far_as_it_says_at_every_pixel():
 def test_a_ground_is_a_floor_up_to_a_backdrop(horizon, shift):
     K, height, distance = intrinsics(shift=shift), 1.6, 9.0
     found = ground(SIZE, K, horizon, height, distance)
-    pitch = math.atan((horizon * (SIZE[0] - 1) - K[1, 2].item()) / K[1, 1].item())      # of the level line, downwards
+    pitch = math.atan((horizon * (SIZE[0] - 1) - K[1, 2].item()) / K[1, 1].item())  # of the level line, downwards
     down = torch.tensor([0, math.cos(pitch), -math.sin(pitch)])
     ahead = torch.tensor([0, math.sin(pitch), math.cos(pitch)])
     rays = rays_of(K)
@@ -70,34 +72,50 @@ def test_a_level_ground_meets_the_backdrop_below_the_horizon():
     K = intrinsics()
     found = ground(SIZE, K, 0.5, 1.0, 6.0)
     horizon = SIZE[0] // 2
-    assert_close(found.depth[:horizon + 1], torch.full((horizon + 1, SIZE[1]), 6.0))
-    seam = K[1, 2] + K[1, 1] * 1.0 / 6.0                            # the row where the floor is 6 away
-    assert (found.depth[math.ceil(seam.item()):] <= 6.0).all()
+    assert_close(found.depth[: horizon + 1], torch.full((horizon + 1, SIZE[1]), 6.0))
+    seam = K[1, 2] + K[1, 1] * 1.0 / 6.0  # the row where the floor is 6 away
+    assert (found.depth[math.ceil(seam.item()) :] <= 6.0).all()
     assert_close(found.depth[-1], torch.full((SIZE[1],), 1.0 * K[1, 1].item() / (SIZE[0] - 1 - K[1, 2].item())))
 
 
 def box_of(K, vanishing_point, back_wall, distance):
     """Axes (rows right, down, ahead) and the walls' places (left, right, ceiling, floor), by similar triangles."""
+
     def ray(x, y):
         u, v = x * (SIZE[1] - 1), y * (SIZE[0] - 1)
         return torch.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], torch.tensor(1.0)])
 
     ahead = ray(*vanishing_point) / ray(*vanishing_point).norm()
     right = torch.stack([ahead[2], torch.tensor(0.0), -ahead[0]]) / torch.hypot(ahead[0], ahead[2])
-    down = torch.stack([ahead[1] * right[2] - ahead[2] * right[1], ahead[2] * right[0] - ahead[0] * right[2],
-                        ahead[0] * right[1] - ahead[1] * right[0]])
+    down = torch.stack(
+        [
+            ahead[1] * right[2] - ahead[2] * right[1],
+            ahead[2] * right[0] - ahead[0] * right[2],
+            ahead[0] * right[1] - ahead[1] * right[0],
+        ]
+    )
     (vx, vy), (left, top, end, bottom) = vanishing_point, back_wall
 
     def on_back_wall(x, y):
         return distance * ray(x, y) / (ray(x, y) @ ahead)
 
-    return torch.stack([right, down, ahead]), (on_back_wall(left, vy) @ right, on_back_wall(end, vy) @ right,
-                                               on_back_wall(vx, top) @ down, on_back_wall(vx, bottom) @ down)
+    return torch.stack([right, down, ahead]), (
+        on_back_wall(left, vy) @ right,
+        on_back_wall(end, vy) @ right,
+        on_back_wall(vx, top) @ down,
+        on_back_wall(vx, bottom) @ down,
+    )
 
 
-@pytest.mark.parametrize("vanishing_point, back_wall", [
-    ((0.5, 0.5), (0.3, 0.3, 0.7, 0.7)), ((0.4, 0.6), (0.2, 0.45, 0.75, 0.7)), ((0.5, 0.5), (-0.5, -0.2, 1.5, 1.2)),
-    ((0.7, 0.4), (0.65, 0.3, 0.9, 0.5))])
+@pytest.mark.parametrize(
+    "vanishing_point, back_wall",
+    [
+        ((0.5, 0.5), (0.3, 0.3, 0.7, 0.7)),
+        ((0.4, 0.6), (0.2, 0.45, 0.75, 0.7)),
+        ((0.5, 0.5), (-0.5, -0.2, 1.5, 1.2)),
+        ((0.7, 0.4), (0.65, 0.3, 0.9, 0.5)),
+    ],
+)
 def test_a_room_box_is_the_inside_of_five_walls(vanishing_point, back_wall):
     K, distance = intrinsics(shift=(2.0, 1.0)), 5.0
     axes, (left, right, ceiling, floor) = box_of(K, vanishing_point, back_wall, distance)
@@ -105,25 +123,27 @@ def test_a_room_box_is_the_inside_of_five_walls(vanishing_point, back_wall):
     found = room_box(SIZE, K, vanishing_point, back_wall, distance)
     x, y, z = (points_of(found) @ axes.T).unbind(-1)
     gaps = torch.stack([x - left, right - x, y - ceiling, floor - y, distance - z])
-    assert gaps.min() > -1e-3                                       # nothing is outside
-    assert_close(gaps.abs().amin(0), torch.zeros(SIZE), atol=1e-3, rtol=0)      # and everything on a wall
+    assert gaps.min() > -1e-3  # nothing is outside
+    assert_close(gaps.abs().amin(0), torch.zeros(SIZE), atol=1e-3, rtol=0)  # and everything on a wall
 
 
 def test_a_room_seen_straight_on_has_its_back_wall_where_it_was_drawn():
     found = room_box(SIZE, intrinsics(), (0.5, 0.5), (0.25, 0.25, 0.75, 0.75), 4.0)
-    rows, columns = slice(6, 19), slice(10, 31)                     # a quarter to three quarters of 24 and 40
+    rows, columns = slice(6, 19), slice(10, 31)  # a quarter to three quarters of 24 and 40
     assert_close(found.depth[rows, columns], torch.full((13, 21), 4.0))
     outside = torch.ones(SIZE, dtype=torch.bool)
     outside[rows, columns] = False
     assert (found.depth[outside] < 4.0 - 1e-3).all()
-    assert_close(found.depth[12, 0], torch.tensor(2.0))             # twice as far from the middle, half as deep
+    assert_close(found.depth[12, 0], torch.tensor(2.0))  # twice as far from the middle, half as deep
     assert_close(found.depth, found.depth.flip(0))
     assert_close(found.depth, found.depth.flip(1))
 
 
 @pytest.mark.parametrize("point", [(0.1, 0.5), (0.9, 0.5), (0.5, 0.1), (0.5, 0.9), (0.3, 0.5)])
 def test_a_vanishing_point_outside_the_back_wall_is_refused_with_both(point):
-    with pytest.raises(ValueError, match=rf"vanishing point \({point[0]:g}, {point[1]:g}\).*0.3 to 0.7 and y 0.2 to 0.8"):
+    with pytest.raises(
+        ValueError, match=rf"vanishing point \({point[0]:g}, {point[1]:g}\).*0.3 to 0.7 and y 0.2 to 0.8"
+    ):
         room_box(SIZE, intrinsics(), point, (0.3, 0.2, 0.7, 0.8), 5.0)
 
 
@@ -137,6 +157,7 @@ def test_a_field_of_view_makes_the_focal_length_that_spans_it():
 
 
 # pictures
+
 
 def test_a_depth_picture_is_read_by_its_kind():
     value = torch.tensor([[0.0, 0.25], [0.5, 1.0]])
@@ -171,20 +192,25 @@ def test_what_is_no_depth_picture_is_refused():
 
 # raw numbers
 
+
 def test_what_is_not_a_positive_finite_depth_becomes_unknown():
     raw = torch.tensor([[1.0, math.nan, math.inf], [-math.inf, -2.0, 0.0]])
     found = depth_map(raw, intrinsics(), "test")
     assert found.depth.tolist() == [[1, 0, 0], [0, 0, 0]]
-    assert raw[1, 1] == -2                                          # the estimator's own tensor is left alone
+    assert raw[1, 1] == -2  # the estimator's own tensor is left alone
 
 
-@pytest.mark.parametrize("depth, K, says", [
-    (torch.ones(3, 4, 1), intrinsics(), r"at least 2 pixels a side, found \(3, 4, 1\)"),
-    (torch.ones(1, 4), intrinsics(), r"found \(1, 4\)"),
-    (torch.full((3, 4), math.nan), intrinsics(), "no pixel"),
-    (torch.ones(3, 4), intrinsics(focal=-1.0), "unusable intrinsics"),
-    (torch.ones(3, 4), intrinsics() * math.nan, "unusable intrinsics"),
-    (torch.ones(3, 4), torch.eye(4), "unusable intrinsics")])
+@pytest.mark.parametrize(
+    "depth, K, says",
+    [
+        (torch.ones(3, 4, 1), intrinsics(), r"at least 2 pixels a side, found \(3, 4, 1\)"),
+        (torch.ones(1, 4), intrinsics(), r"found \(1, 4\)"),
+        (torch.full((3, 4), math.nan), intrinsics(), "no pixel"),
+        (torch.ones(3, 4), intrinsics(focal=-1.0), "unusable intrinsics"),
+        (torch.ones(3, 4), intrinsics() * math.nan, "unusable intrinsics"),
+        (torch.ones(3, 4), torch.eye(4), "unusable intrinsics"),
+    ],
+)
 def test_unusable_numbers_are_refused_with_what_was_found(depth, K, says):
     with pytest.raises(ValueError, match=f"somewhere: .*{says}"):
         depth_map(depth, K, "somewhere")
@@ -203,9 +229,14 @@ def slanted(K, size=SIZE):
 def moge(batch=2):
     """What the host's MoGe node gives: normalised intrinsics with half-pixel centres."""
     K = intrinsics(shift=(1.5, -0.5))
-    normalised = torch.stack([(K[0] + torch.tensor([0, 0, 0.5])) / SIZE[1], (K[1] + torch.tensor([0, 0, 0.5])) / SIZE[0], K[2]])
-    return {"depth": torch.stack([slanted(K)] * batch), "intrinsics": normalised.expand(batch, 3, 3).clone(),
-            "mask": torch.ones(batch, *SIZE, dtype=torch.bool)}, K
+    normalised = torch.stack(
+        [(K[0] + torch.tensor([0, 0, 0.5])) / SIZE[1], (K[1] + torch.tensor([0, 0, 0.5])) / SIZE[0], K[2]]
+    )
+    return {
+        "depth": torch.stack([slanted(K)] * batch),
+        "intrinsics": normalised.expand(batch, 3, 3).clone(),
+        "mask": torch.ones(batch, *SIZE, dtype=torch.bool),
+    }, K
 
 
 def test_a_plane_through_moges_intrinsics_is_the_same_plane():
@@ -219,7 +250,9 @@ def test_a_plane_through_moges_intrinsics_is_the_same_plane():
 def test_moges_own_half_pixel_rays_are_ours():
     geometry, _ = moge()
     K = geometry["intrinsics"][0]
-    v, u = torch.meshgrid((torch.arange(SIZE[0]) + 0.5) / SIZE[0], (torch.arange(SIZE[1]) + 0.5) / SIZE[1], indexing="ij")
+    v, u = torch.meshgrid(
+        (torch.arange(SIZE[0]) + 0.5) / SIZE[0], (torch.arange(SIZE[1]) + 0.5) / SIZE[1], indexing="ij"
+    )
     theirs = torch.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], torch.ones(SIZE)], -1)
     ours = pixel_grid(SIZE) @ torch.linalg.inv(from_moge(geometry).K).T
     assert_close(ours, theirs, atol=1e-5, rtol=0)
@@ -228,7 +261,7 @@ def test_moges_own_half_pixel_rays_are_ours():
 def test_what_moge_masks_or_puts_at_infinity_is_unknown():
     geometry, K = moge()
     geometry["mask"][0, :3] = False
-    geometry["depth"][0, 5, :4] = math.inf                          # MoGe writes infinity where its mask is False
+    geometry["depth"][0, 5, :4] = math.inf  # MoGe writes infinity where its mask is False
     found = from_moge(geometry)
     unknown = torch.zeros(SIZE, dtype=torch.bool)
     unknown[:3] = unknown[5, :4] = True
@@ -265,7 +298,7 @@ def test_depth_anything_without_intrinsics_is_given_a_field_of_view():
     found = from_da3(geometry, horizontal_fov=90.0)
     assert_close(found.K, intrinsics(SIZE[1] / 2))
     assert "90 degrees assumed" in found.source
-    assert from_da3(geometry).K[0, 0] > found.K[0, 0]               # 60 degrees are the narrower view
+    assert from_da3(geometry).K[0, 0] > found.K[0, 0]  # 60 degrees are the narrower view
     with pytest.raises(ValueError, match=r"DA3_GEOMETRY has no 'depth', only \['sky'\]"):
         from_da3({"sky": torch.zeros(1, *SIZE)})
     with pytest.raises(ValueError, match="holds 1 views; there is no view 3"):
@@ -274,6 +307,7 @@ def test_depth_anything_without_intrinsics_is_given_a_field_of_view():
 
 # sizes and silhouettes
 
+
 @pytest.mark.parametrize("size", [(50, 82), (12, 20), (25, 60), (7, 9)])
 def test_a_resized_map_invents_no_depth_and_stretches_its_intrinsics(size):
     depth = torch.where(torch.arange(SIZE[1]) < 17, 1.5, 6.0).repeat(SIZE[0], 1)
@@ -281,8 +315,10 @@ def test_a_resized_map_invents_no_depth_and_stretches_its_intrinsics(size):
     found = resized(DepthMap(depth, intrinsics(), "test"), size)
     assert found.size == size and found.source == "test"
     assert set(found.depth.unique().tolist()) == {0.0, 1.5, 6.0}
-    assert_close(found.K[:2] / intrinsics()[:2].clamp_min(1e-9),
-                 torch.tensor([[size[1] / SIZE[1], 0, size[1] / SIZE[1]], [0, size[0] / SIZE[0], size[0] / SIZE[0]]]))
+    assert_close(
+        found.K[:2] / intrinsics()[:2].clamp_min(1e-9),
+        torch.tensor([[size[1] / SIZE[1], 0, size[1] / SIZE[1]], [0, size[0] / SIZE[0], size[0] / SIZE[0]]]),
+    )
 
 
 def test_a_map_of_the_right_size_is_left_alone():
@@ -311,7 +347,9 @@ def test_slanted_planes_have_no_floating_pixels(normal):
 @pytest.mark.parametrize("width", [1, 2])
 def test_pixels_that_float_at_a_silhouette_join_one_of_its_sides(width):
     near, far = 2.0, 6.0
-    ramp = torch.cat([torch.full((18,), near), torch.linspace(near, far, width + 2)[1:-1], torch.full((23 - width,), far)])
+    ramp = torch.cat(
+        [torch.full((18,), near), torch.linspace(near, far, width + 2)[1:-1], torch.full((23 - width,), far)]
+    )
     for depth in (ramp.repeat(20, 1), ramp.repeat(20, 1).T):
         found = sharpened(depth)
         assert ((found - near).abs() < 1e-4).logical_or((found - far).abs() < 1e-4).all()

@@ -1,4 +1,5 @@
 """The project still gives the reference's numbers, and the comparison would notice if it did not."""
+
 from __future__ import annotations
 
 import json
@@ -12,13 +13,18 @@ import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
-LEAST = 280                 # checks in that folder when it was cut; a check that silently no longer happens is missed here
+LEAST = 280  # checks in that folder when it was cut; a check that silently no longer happens is missed here
 
 
 def compare(project: Path, folder: Path) -> tuple[int, list[str]]:
     """Exit status and lines of tools/golden.py."""
-    done = subprocess.run([sys.executable, str(project / "tools" / "golden.py"), str(folder)], capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(project / "tools" / "golden.py"), str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
     assert not done.stderr, done.stderr
     return done.returncode, done.stdout.splitlines()
 
@@ -29,7 +35,7 @@ def test_everything_agrees_with_the_reference(project):
     ok, failed = (int(part.split()[0]) for part in lines[-1].split(", ")[:2])
     assert failed == 0 and ok >= LEAST
     files = {f"{file.parent.name}/{file.stem}" for folder in ("arloop", "traj") for file in (GOLDEN / folder).iterdir()}
-    assert files == {line.split()[0] for line in lines[:-1] if line.endswith(" ok")}        # each is compared with something
+    assert files == {line.split()[0] for line in lines[:-1] if line.endswith(" ok")}  # each is compared with something
 
 
 def change_array(file: Path, key: str, change) -> None:
@@ -75,8 +81,11 @@ def test_one_wrong_number_fails_its_check_and_no_other(project, corrupted):
     status, lines = compare(project, corrupted)
     failed = [line for line in lines if line.endswith("FAIL")]
     assert status == 1
-    assert [line.split()[0] for line in failed] == ["arloop/a_forward_warp"] * 2 + ["arloop/b_retrieval"] * 2 \
-        + ["traj/captions", "traj/custom", "traj/ground"]
+    assert [line.split()[0] for line in failed] == ["arloop/a_forward_warp"] * 2 + ["arloop/b_retrieval"] * 2 + [
+        "traj/captions",
+        "traj/custom",
+        "traj/ground",
+    ]
     assert " world_points " in failed[0] and " depth_warp_batch " in failed[1] and "raised[" in failed[-1]
     assert lines[-1].split(", ")[1] == "7 failed"
     assert sum(line.endswith(" ok") for line in lines) > 30

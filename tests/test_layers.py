@@ -1,4 +1,5 @@
 """Who may import whom, as data. The maths runs in plain torch: nothing in it knows the host, a device or a screen."""
+
 from __future__ import annotations
 
 import ast
@@ -32,8 +33,8 @@ MAY_IMPORT = {
     "preview": {"camera", "depth", "warp", "memory", "world", "world_files"},
 }
 THIRD_PARTIES = {"torch", "numpy", "scipy", "safetensors"}
-EXTRA = {"path_picture": {"PIL"}}       # it draws, and draws with what the host has anyway
-OPTIONAL = {"gsplat"}                   # only inside the function that needs it
+EXTRA = {"path_picture": {"PIL"}}  # it draws, and draws with what the host has anyway
+OPTIONAL = {"gsplat"}  # only inside the function that needs it
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
@@ -53,7 +54,9 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
 def faults(source: str, module: str) -> list[str]:
     """What a core module of this source does against the rule."""
     tree = ast.parse(source)
-    in_functions = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)}
+    in_functions = {
+        id(inner) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)
+    }
     # a core function follows its inputs' device: it may ask which one that is, but never name one
     questions = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.Compare) for inner in ast.walk(node)}
     found = []
@@ -93,21 +96,41 @@ def test_importing_the_package_imports_nothing():
     assert list(imports(ast.parse((CORE / "__init__.py").read_text(encoding="utf-8")))) in ([], [("__future__", False)])
 
 
-@pytest.mark.parametrize("source, says", [
-    ("from .world import World", "imports world"), ("from . import world", "imports world"),
-    ("from .models.lyra2 import Lyra2", "imports models"), ("from lyra_core.world import World", "imports world"),
-    ("from ..nodes import types", "imports .nodes"), ("def f():\n    from .world import plan", "imports world"),
-    ("import comfy.model_base", "imports comfy"), ("from folder_paths import models_dir", "imports folder_paths"),
-    ("import server", "imports server"), ("import nodes", "imports nodes"), ("from einops import rearrange", "imports einops"),
-    ("import gsplat", "outside of a function"), ("print('done')", "prints, on line 1"),
-    ("x.to('cuda')", "device 'cuda'"), ("x.to(device='cuda:0')", "device 'cuda:0'")])
+@pytest.mark.parametrize(
+    "source, says",
+    [
+        ("from .world import World", "imports world"),
+        ("from . import world", "imports world"),
+        ("from .models.lyra2 import Lyra2", "imports models"),
+        ("from lyra_core.world import World", "imports world"),
+        ("from ..nodes import types", "imports .nodes"),
+        ("def f():\n    from .world import plan", "imports world"),
+        ("import comfy.model_base", "imports comfy"),
+        ("from folder_paths import models_dir", "imports folder_paths"),
+        ("import server", "imports server"),
+        ("import nodes", "imports nodes"),
+        ("from einops import rearrange", "imports einops"),
+        ("import gsplat", "outside of a function"),
+        ("print('done')", "prints, on line 1"),
+        ("x.to('cuda')", "device 'cuda'"),
+        ("x.to(device='cuda:0')", "device 'cuda:0'"),
+    ],
+)
 def test_each_breach_of_the_rule_is_found(source, says):
     assert any(says in fault for fault in faults(source, "memory"))
 
 
-@pytest.mark.parametrize("source", [
-    "from .camera import Cameras", "from lyra_core.camera import Cameras", "import torch.nn.functional as F", "import json",
-    "x.device.type == 'cuda'", "def f():\n    import gsplat\n    from scipy.sparse import csc_matrix",
-    "'''Runs on cuda, too.'''"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from .camera import Cameras",
+        "from lyra_core.camera import Cameras",
+        "import torch.nn.functional as F",
+        "import json",
+        "x.device.type == 'cuda'",
+        "def f():\n    import gsplat\n    from scipy.sparse import csc_matrix",
+        "'''Runs on cuda, too.'''",
+    ],
+)
 def test_what_the_rule_allows_is_not_found(source):
     assert faults(source, "memory") == []

@@ -1,4 +1,5 @@
 """Retrieval is the greedy coverage of its definition, and remembering never forgets or overwrites."""
+
 from __future__ import annotations
 
 import math
@@ -10,21 +11,22 @@ from lyra_core.camera import Cameras, pinhole, quaternion_to_rotation, unproject
 from lyra_core.memory import Keyframe, SpatialMemory, retrieve
 
 STRIDE, TOLERANCE = 4, 0.1  # the reference's, not read from the product
-SIZE = (36, 50)             # no multiples of the stride
-WALLS = (3.0, 2.0, 4.0)     # half the room's width, height and length
+SIZE = (36, 50)  # no multiples of the stride
+WALLS = (3.0, 2.0, 4.0)  # half the room's width, height and length
 
 
 def camera_at(position, yaw=0.0, pitch=0.0, size=SIZE, focal=30.0):
     w2c = torch.eye(4)
-    w2c[:3, :3] = quaternion_to_rotation(torch.tensor([math.cos(pitch / 2), math.sin(pitch / 2), 0.0, 0.0])) \
-        @ quaternion_to_rotation(torch.tensor([math.cos(yaw / 2), 0.0, math.sin(yaw / 2), 0.0]))
+    w2c[:3, :3] = quaternion_to_rotation(
+        torch.tensor([math.cos(pitch / 2), math.sin(pitch / 2), 0.0, 0.0])
+    ) @ quaternion_to_rotation(torch.tensor([math.cos(yaw / 2), 0.0, math.sin(yaw / 2), 0.0]))
     w2c[:3, 3] = -w2c[:3, :3] @ torch.tensor(position, dtype=torch.float32)
     return Cameras(w2c[None], pinhole(size, focal).K, size)
 
 
 def depth_in_room(camera):
     """Where each pixel's ray leaves a box around the world's origin."""
-    rays = unproject(torch.ones(1, *camera.size), camera)[0] - camera.centers[0]       # z = 1 along the camera's axis
+    rays = unproject(torch.ones(1, *camera.size), camera)[0] - camera.centers[0]  # z = 1 along the camera's axis
     walls = torch.tensor(WALLS)
     return torch.where(rays.abs() > 1e-9, (torch.sign(rays) * walls - camera.centers[0]) / rays, math.inf).amin(-1)
 
@@ -64,7 +66,9 @@ def random_layers(seed, count=12):
     for i in range(count):
         depth, (position, yaw) = torch.zeros(SIZE), place()
         top, left = chance(0, 8, 20), chance(0, 12, 28)
-        depth[top:top + chance(4, 12, 36), left:left + chance(4, 12, 50)] = 4 + chance(0.0, 0.06, 0.13, 0.5, 3.0) - position[2]
+        depth[top : top + chance(4, 12, 36), left : left + chance(4, 12, 50)] = (
+            4 + chance(0.0, 0.06, 0.13, 0.5, 3.0) - position[2]
+        )
         keyframes.append(Keyframe(8 * i, depth, camera_at(position, yaw)))
     targets = [camera_at(*place()) for _ in range(2)]
     return keyframes, Cameras(torch.cat([t.w2c for t in targets]), torch.cat([t.K for t in targets]), SIZE)
@@ -109,13 +113,13 @@ def exhaustive(keyframes, sees, count):
         best = gains.index(max(gains))
         if not gains[best]:
             break
-        margins.append(gains[best] - max([0, *gains[:best], *gains[best + 1:]]))
+        margins.append(gains[best] - max([0, *gains[:best], *gains[best + 1 :]]))
         covered |= sees[free[best]]
         picked.append(keyframes[free.pop(best)].frame)
     return picked[::-1], margins
 
 
-SURE = 2        # coverage cells; rounding in single precision can move a point or two into the next cell
+SURE = 2  # coverage cells; rounding in single precision can move a point or two into the next cell
 
 
 @pytest.mark.parametrize("views", [1, 2])
@@ -138,7 +142,7 @@ def test_retrieval_is_exhaustive_greedy_search(views, unknown):
 def test_the_one_that_is_asked_for_is_the_one_that_sees_most():
     for seed in range(8):
         keyframes, targets = random_room(seed)
-        keyframes = [Keyframe(-1 - i, k.depth, k.camera) for i, k in enumerate(keyframes)]    # nothing is covered before
+        keyframes = [Keyframe(-1 - i, k.depth, k.camera) for i, k in enumerate(keyframes)]  # nothing is covered before
         sizes = [len(cells) for cells in what_each_sees(keyframes, targets[:1])]
         best, second = sorted(sizes)[-1], sorted(sizes)[-2]
         if best - second > SURE:
@@ -148,7 +152,9 @@ def test_the_one_that_is_asked_for_is_the_one_that_sees_most():
 def without_shortcuts(keyframes, targets, count, by="coverage", tolerance=TOLERANCE, unknown_at_origin=False):
     """Frame ids and how many keyframes no target sees: the definition on whole arrays, every point into every view."""
     height, width = (-(-s // STRIDE) for s in targets.size)
-    nearest_of = torch.full((len(keyframes), len(targets) * height * width), math.inf)      # and the lowest z of each keyframe
+    nearest_of = torch.full(
+        (len(keyframes), len(targets) * height * width), math.inf
+    )  # and the lowest z of each keyframe
     for row, k in zip(nearest_of, keyframes, strict=True):
         depth = k.depth[::STRIDE, ::STRIDE]
         points = unproject(depth[None], k.camera.subsampled(STRIDE))[0].reshape(-1, 3)
@@ -184,7 +190,7 @@ def test_what_is_left_out_to_be_fast_never_changes_the_answer(options):
         expected, unseen = without_shortcuts(keyframes, targets, 6, **options)
         assert retrieve(keyframes, targets, 6, **options) == expected
         blind += unseen
-    assert blind > 8                       # there was something to leave out
+    assert blind > 8  # there was something to leave out
 
 
 def test_the_frustum_test_knows_keyframes_of_nothing():
@@ -198,7 +204,7 @@ def test_what_the_newest_frame_shows_needs_no_other():
     place = (0.5, 0, 0), 0.3
     same = [keyframe(0, *place), keyframe(8, *place)]
     assert retrieve(same, same[0].camera) == []
-    assert retrieve(same[:1], same[0].camera) == [0]            # frame 0 alone covers nothing before
+    assert retrieve(same[:1], same[0].camera) == [0]  # frame 0 alone covers nothing before
     beyond = [keyframe(0, (0, 0, 0), 0.0), keyframe(8, (0, 0, 0), 0.6)]
     assert retrieve(beyond, camera_at((0, 0, 0), 0.3)) == [0]
     assert 8 not in retrieve([*beyond, keyframe(16, (0, 0, 0), math.pi)], camera_at((0, 0, 0), math.pi))
@@ -212,7 +218,7 @@ def test_the_newest_frame_is_the_one_with_the_largest_id_wherever_it_is_stored()
 
 def test_a_tie_goes_to_the_one_remembered_first():
     place = (0.2, 0.1, 0), 0.1
-    newest = keyframe(400, (0, 0, 0), math.pi)                   # looks the other way
+    newest = keyframe(400, (0, 0, 0), math.pi)  # looks the other way
     copies = [keyframe(frame, *place) for frame in (200, 16, 300)]
     assert retrieve([*copies, newest], copies[0].camera) == [200]
     assert retrieve([*copies[::-1], newest], copies[0].camera) == [300]
@@ -229,7 +235,9 @@ def test_the_best_is_last_and_fewer_are_a_tail_of_more():
         keyframes, targets = random_room(seed)
         most = retrieve(keyframes, targets, 8)
         assert len(set(most)) == len(most)
-        assert all(retrieve(keyframes, targets, count) == most[len(most) - min(count, len(most)):] for count in (1, 2, 5))
+        assert all(
+            retrieve(keyframes, targets, count) == most[len(most) - min(count, len(most)) :] for count in (1, 2, 5)
+        )
     assert retrieve(keyframes, targets, 0) == [] and retrieve((), targets) == []
 
 
@@ -247,12 +255,15 @@ def test_a_point_counts_up_to_the_tolerance_behind_the_nearest_surface():
     target = camera_at((0, 0, 0))
     pair = [wall(-1, 2.0), wall(-2, 2.05)]
     sees = retrieve(pair, target, 2, by="coverage")
-    assert sees == [-1]                                         # the second is as visible, so the first one leaves nothing
+    assert sees == [-1]  # the second is as visible, so the first one leaves nothing
     near_half = Keyframe(-1, torch.where(torch.arange(SIZE[1]) < 20, 2.0, 0.0).expand(SIZE), camera_at((0, 0, 0)))
     assert retrieve([near_half, wall(-2, 2.05)], target, 2) == [-2]
     assert retrieve([near_half, wall(-2, 2.05)], target, 2, tolerance=0.01) == [-1, -2]
-    halves = [Keyframe(-i, torch.where((torch.arange(SIZE[1]) < 20) == (i == 1), 2.0, 0.0).expand(SIZE), target) for i in (1, 2)]
-    assert retrieve([*halves, wall(-3, 2.05)], target, 1) == [-3]           # all of it is behind others, yet none shows more
+    halves = [
+        Keyframe(-i, torch.where((torch.arange(SIZE[1]) < 20) == (i == 1), 2.0, 0.0).expand(SIZE), target)
+        for i in (1, 2)
+    ]
+    assert retrieve([*halves, wall(-3, 2.05)], target, 1) == [-3]  # all of it is behind others, yet none shows more
     assert retrieve([*halves, wall(-3, 2.05)], target, 3, tolerance=0.01) == [-1, -2]
 
 
@@ -264,9 +275,9 @@ def test_ownership_ranks_by_the_pixels_in_which_a_keyframe_is_nearest():
         return Keyframe(frame, torch.where((columns >= low) & (columns < high), distance, 0.0).expand(SIZE), target)
 
     far, left, right = strip(0, 0, 50, 2.5), strip(8, 0, 12, 2.0), strip(16, 12, 36, 1.0)
-    assert retrieve([far, left, right], target, 5, by="ownership") == [8, 0, 16]      # 3, 4 and 6 of 13 coarse columns
+    assert retrieve([far, left, right], target, 5, by="ownership") == [8, 0, 16]  # 3, 4 and 6 of 13 coarse columns
     assert retrieve([far, left, right], target, 2, by="ownership") == [0, 16]
-    assert retrieve([far, strip(8, 0, 50, 2.5)], target, 5, by="ownership") == [0]     # the first one owns what both touch
+    assert retrieve([far, strip(8, 0, 50, 2.5)], target, 5, by="ownership") == [0]  # the first one owns what both touch
 
 
 def test_unknown_pixels_are_points_at_the_origin_only_if_asked():
@@ -275,7 +286,7 @@ def test_unknown_pixels_are_points_at_the_origin_only_if_asked():
     assert retrieve([blind], target) == []
     assert retrieve([blind], target, unknown_at_origin=True) == [0]
     assert retrieve([blind], camera_at((0, 0, 2.0)), unknown_at_origin=True) == []
-    elsewhere = keyframe(0, (0, 0, -2.5), math.pi)               # sees nothing of the target's view
+    elsewhere = keyframe(0, (0, 0, -2.5), math.pi)  # sees nothing of the target's view
     assert retrieve([elsewhere], target, unknown_at_origin=True) == []
     elsewhere.depth[0, 0] = 0
     assert retrieve([elsewhere], target, unknown_at_origin=True) == [0]
@@ -300,7 +311,7 @@ def test_a_frame_that_is_remembered_twice_keeps_its_first_depth():
     memory = SpatialMemory().remember(keyframe(0, (0, 0, 0)), first)
     again = memory.remember(other, keyframe(16, (0, 0, 0)))
     assert again.frames == (0, 8, 16) and again[8] is first
-    assert memory.frames == (0, 8)                              # the old memory is what it was
+    assert memory.frames == (0, 8)  # the old memory is what it was
 
 
 def test_two_of_the_same_frame_remembered_at_once_are_one():

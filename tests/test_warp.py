@@ -1,4 +1,5 @@
 """The forward warp is the soft z-buffer of its definition, pixel by pixel, and each point obeys its laws."""
+
 from __future__ import annotations
 
 import math
@@ -13,9 +14,12 @@ from lyra_core.camera import Cameras, pinhole, quaternion_to_rotation
 from lyra_core.warp import FAR, Points, lift, merge, reliable, splat, splat_batches
 
 SIZE = (14, 18)
-HOLES = {"nothing unknown": (), "unknown pixels": (0.0,),
-         "NaN, infinite and negative pixels": (math.nan, math.inf, -1.0, -math.inf)}
-STEEPNESS = 50              # the reference's, not read from the product: the numbers are the contract
+HOLES = {
+    "nothing unknown": (),
+    "unknown pixels": (0.0,),
+    "NaN, infinite and negative pixels": (math.nan, math.inf, -1.0, -math.inf),
+}
+STEEPNESS = 50  # the reference's, not read from the product: the numbers are the contract
 
 
 def look(size, *views):
@@ -30,8 +34,14 @@ def look(size, *views):
     return Cameras(w2c, K, size)
 
 
-TARGETS = look(SIZE, (0.1, 0.03, 0, 0.02, 0.03), (-0.4, 0.2, 0.7, -0.1, 0.2), (0.3, 0.1, -2.5, 0.05, -0.15),
-               (0.05, 0, 2.9, 0, 0.1), (0.2, 0.1, 5.5, 0.0, 3.0))     # the last two: inside the scene, and turned back
+TARGETS = look(
+    SIZE,
+    (0.1, 0.03, 0, 0.02, 0.03),
+    (-0.4, 0.2, 0.7, -0.1, 0.2),
+    (0.3, 0.1, -2.5, 0.05, -0.15),
+    (0.05, 0, 2.9, 0, 0.1),
+    (0.2, 0.1, 5.5, 0.0, 3.0),
+)  # the last two: inside the scene, and turned back
 
 
 def scene(seed=0, holes=()):
@@ -42,7 +52,7 @@ def scene(seed=0, holes=()):
     depth[5:11, 6:13] = 2.2 + 0.03 * u[5:11, 6:13]
     for i, value in enumerate(holes):
         depth[2 + 3 * i, 1 + 4 * i] = value
-        depth[12, 3 * i:3 * i + 2] = value
+        depth[12, 3 * i : 3 * i + 2] = value
     return depth, torch.rand(*SIZE, 3, generator=generator) * 2 - 1
 
 
@@ -51,15 +61,19 @@ def slow_splat(views, targets, batch):
 
     Double precision, and no hands shared with the product: continuity, unprojection and weights are written out.
     """
-    points = []                                     # world point, whether it takes part, what travels with it
+    points = []  # world point, whether it takes part, what travels with it
     for depth, camera, features in views:
         height, width = depth.shape
         clean = [[min(max(FAR if math.isnan(d) else d, 0.0), FAR) for d in row] for row in depth.tolist()]
         c2w, inverse = torch.linalg.inv(camera.w2c[0].double()), torch.linalg.inv(camera.K[0].double())
         for v in range(height):
             for u in range(width):
-                window = [clean[y][x] for y in range(v - 2, v + 3) for x in range(u - 2, u + 3)
-                          if 0 <= y < height and 0 <= x < width]
+                window = [
+                    clean[y][x]
+                    for y in range(v - 2, v + 3)
+                    for x in range(u - 2, u + 3)
+                    if 0 <= y < height and 0 <= x < width
+                ]
                 steady = (max(window) - min(window)) / (sum(window) / 25 + 1e-6) < 0.05
                 takes_part = clean[v][u] > 0 and steady
                 local = inverse @ torch.tensor([u, v, 1.0], dtype=torch.float64) * clean[v][u]
@@ -68,7 +82,7 @@ def slow_splat(views, targets, batch):
     worlds = torch.stack([world for world, _, _ in points])
     warps = []
     for start in range(0, len(targets), batch):
-        views = targets[start:start + batch]
+        views = targets[start : start + batch]
         locals_ = [worlds @ w2c[:3, :3].T + w2c[:3, 3] for w2c in views.w2c.double()]
         largest = max(math.log1p(max(z, 0.0)) for local in locals_ for z in local[:, 2].tolist())
         for local, K in zip(locals_, views.K.double(), strict=True):
@@ -134,7 +148,7 @@ def test_a_view_warped_into_itself_is_itself_wherever_it_is_reliable():
 
 
 def test_reliable_is_stricter_at_the_border_and_blind_to_a_gentle_slope():
-    ramp = torch.linspace(10, 10.8, 16).expand(12, 16)          # 2.1 % over a 5x5 window, but a corner's mean is 9 of 25
+    ramp = torch.linspace(10, 10.8, 16).expand(12, 16)  # 2.1 % over a 5x5 window, but a corner's mean is 9 of 25
     assert reliable(ramp)[2:-2, 2:-2].all()
     assert not reliable(ramp * ramp / 10)[0, 0] and reliable(ramp * ramp / 10)[5, 5]
     step = torch.where(torch.arange(16) < 8, 1.0, 1.2).expand(12, 16)
@@ -163,16 +177,18 @@ def test_how_soft_the_depth_test_is_follows_the_farthest_point_of_the_batch(comp
         for i, z in enumerate((0.0, -30.0, -60.0, 0.5)):
             members = [(0.0, -30.0, -60.0, 0.5)[j] for j in range(4) if j // batch == i // batch]
             # an incomplete view counts the world's origin as a point, however near it is
-            largest = max(math.log1p(max(p - m, 0)) for p in ([near, far] if complete else [near, far, 0.0]) for m in members)
+            largest = max(
+                math.log1p(max(p - m, 0)) for p in ([near, far] if complete else [near, far, 0.0]) for m in members
+            )
             behind = math.exp(-STEEPNESS * (math.log1p(far - z) - math.log1p(near - z)) / largest)
             assert_close(found[i, 1].item(), behind / (1 + behind), atol=1e-4, rtol=0)
             share[batch, i] = found[i, 1].item()
-    assert share[1, 0] < 0.2 < 0.3 < share[2, 0] < share[16, 0]      # company from afar lets the background shine through
+    assert share[1, 0] < 0.2 < 0.3 < share[2, 0] < share[16, 0]  # company from afar lets the background shine through
 
 
 def test_the_unknown_count_as_the_origin_even_where_it_is_the_farthest_point():
     camera = camera_in_the_middle(-30.0)
-    close = Points(torch.tensor([[0, 0, -29.0], [0, 0, -28.9]]), torch.eye(2), True)     # 1 and 1.1 before the camera
+    close = Points(torch.tensor([[0, 0, -29.0], [0, 0, -28.9]]), torch.eye(2), True)  # 1 and 1.1 before the camera
     alone = splat(close, camera).features[0, 2, 2, 1]
     with_origin = splat(Points(close.xyz, close.features, False), camera).features[0, 2, 2, 1]
     assert with_origin > 2 * alone
@@ -188,7 +204,7 @@ def test_the_nearest_surface_wins_whatever_the_order_of_the_points():
 
 def test_a_point_between_pixels_is_spread_over_its_four_neighbours():
     camera = camera_in_the_middle(0.0)
-    point = Points(torch.tensor([[0.25 * 0.25, 0.5 * 0.25, 1.0]]), torch.ones(1, 1), True)     # pixel (2.25, 2.5)
+    point = Points(torch.tensor([[0.25 * 0.25, 0.5 * 0.25, 1.0]]), torch.ones(1, 1), True)  # pixel (2.25, 2.5)
     found = splat(point, camera)
     expected = torch.zeros(5, 5, dtype=torch.bool)
     expected[2:4, 2:4] = True
@@ -198,8 +214,15 @@ def test_a_point_between_pixels_is_spread_over_its_four_neighbours():
 
 def test_what_is_behind_or_beside_the_camera_is_not_seen():
     camera = camera_in_the_middle(0.0)
-    for place in ([0, 0, -1.0], [0, 0, 0.0], [0, 0, -1e-7], [9, 0, 1.0], [0, -9, 1.0], [1e30, 1e30, 1e-20],
-                  [5e-8, 5e-8, -1e-7]):        # the last one's pixel is 0 / 0
+    for place in (
+        [0, 0, -1.0],
+        [0, 0, 0.0],
+        [0, 0, -1e-7],
+        [9, 0, 1.0],
+        [0, -9, 1.0],
+        [1e30, 1e30, 1e-20],
+        [5e-8, 5e-8, -1e-7],
+    ):  # the last one's pixel is 0 / 0
         found = splat(Points(torch.tensor([place]), torch.ones(1, 1), True), camera)
         assert not found.seen.any() and found.features.abs().max() == 0 and found.depth.abs().max() == 0
 
@@ -227,7 +250,7 @@ def test_what_is_not_a_number_is_as_far_away_as_can_be():
 
 def test_a_point_exactly_on_a_pixel_counts_four_times_there():
     camera = camera_in_the_middle(0.0)
-    place = torch.tensor([[0, 0, 8.0], [1.0, 1.0, 8.0]])         # pixels (2, 2) and (2.5, 2.5)
+    place = torch.tensor([[0, 0, 8.0], [1.0, 1.0, 8.0]])  # pixels (2, 2) and (2.5, 2.5)
     found = splat(Points(place, torch.eye(2), True), camera).features[0]
     assert_close(found[2, 2], torch.tensor([4.0, 0.25]) / 4.25)
     assert_close(found[3, 3], torch.tensor([0.0, 1.0]))
@@ -236,8 +259,10 @@ def test_a_point_exactly_on_a_pixel_counts_four_times_there():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -3.0, 1e30])
 def test_broken_depth_neither_crashes_nor_leaves_broken_numbers(value):
     depth, colours = scene()
-    for broken in (torch.full(SIZE, value), torch.where(torch.rand(SIZE, generator=torch.Generator().manual_seed(1)) < 0.2,
-                                                        value, depth)):
+    for broken in (
+        torch.full(SIZE, value),
+        torch.where(torch.rand(SIZE, generator=torch.Generator().manual_seed(1)) < 0.2, value, depth),
+    ):
         for continuity in (None, 0.05):
             found = splat(lift(broken, TARGETS[0], colours, continuity), TARGETS)
             assert torch.isfinite(found.features).all() and torch.isfinite(found.depth).all()
@@ -267,7 +292,7 @@ def test_depth_can_be_warped_without_any_features_and_nothing_is_changed_by_it()
 def test_a_warp_is_the_same_in_inference_mode():
     depth, colours = scene()
     expected = splat(lift(depth, TARGETS[0], colours), TARGETS)
-    with torch.inference_mode():                # in which the host runs every node
+    with torch.inference_mode():  # in which the host runs every node
         found = splat(lift(depth.clone(), TARGETS[0], colours.clone()), TARGETS)
     assert torch.equal(found.features, expected.features) and torch.equal(found.seen, expected.seen)
 
@@ -275,14 +300,14 @@ def test_a_warp_is_the_same_in_inference_mode():
 def test_no_target_sees_more_than_the_farthest_it_was_given():
     depth, colours = scene()
     found = splat(lift(depth, TARGETS[0], colours), TARGETS)
-    assert found.features.abs().max() <= 1.0001          # a mean of values stays among them
+    assert found.features.abs().max() <= 1.0001  # a mean of values stays among them
     assert (found.depth[found.seen] > 0).all() and (found.depth[~found.seen] == 0).all()
 
 
 def random_scatter():
     generator = torch.Generator().manual_seed(2)
     cells = torch.randint(0, 50, (300, 4), generator=generator, dtype=torch.int32)
-    cells[:40, 1] = cells[:40, 0]                       # the same cell twice in one row
+    cells[:40, 1] = cells[:40, 0]  # the same cell twice in one row
     return cells, torch.rand(300, 4, generator=generator), torch.randn(300, 5, generator=generator)
 
 

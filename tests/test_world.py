@@ -1,4 +1,5 @@
 """A world is a value that grows by whole chunks, and the preview grows it without weights and without holes."""
+
 from __future__ import annotations
 
 import math
@@ -41,15 +42,21 @@ def walk(*stops, frames=8):
     for (start, from_yaw), (end, to_yaw) in zip(stops, stops[1:], strict=False):
         for i in range(1, frames + 1):
             share = i / frames
-            cameras.append(camera_at(tuple(a + share * (b - a) for a, b in zip(start, end, strict=True)),
-                                     from_yaw + share * (to_yaw - from_yaw)))
+            cameras.append(
+                camera_at(
+                    tuple(a + share * (b - a) for a, b in zip(start, end, strict=True)),
+                    from_yaw + share * (to_yaw - from_yaw),
+                )
+            )
     return Cameras(torch.cat([c.w2c for c in cameras]), torch.cat([c.K for c in cameras]), SIZE)
 
 
 def picture(seed=0):
     """Smooth colours, none of them dark."""
     noise = torch.rand(1, 3, 5, 7, generator=torch.Generator().manual_seed(seed))
-    return 0.3 + 0.6 * torch.nn.functional.interpolate(noise, SIZE, mode="bilinear", align_corners=True)[0].permute(1, 2, 0)
+    return 0.3 + 0.6 * torch.nn.functional.interpolate(noise, SIZE, mode="bilinear", align_corners=True)[0].permute(
+        1, 2, 0
+    )
 
 
 def room():
@@ -81,11 +88,15 @@ def there_and_back():
 def blank(the_plan, value=128):
     """Frames, invented, depths of a chunk of nothing."""
     count = len(the_plan.target)
-    return (torch.full((count, *SIZE, 3), value, dtype=torch.uint8), torch.zeros(count, *SIZE, dtype=torch.bool),
-            {frame: torch.full(SIZE, 2.0) for frame in keyframe_ids(the_plan)})
+    return (
+        torch.full((count, *SIZE, 3), value, dtype=torch.uint8),
+        torch.zeros(count, *SIZE, dtype=torch.bool),
+        {frame: torch.full(SIZE, 2.0) for frame in keyframe_ids(the_plan)},
+    )
 
 
 # begin
+
 
 def test_a_world_of_one_photo_holds_that_photo_and_its_depth():
     world = photo()
@@ -108,21 +119,25 @@ def of_size(height, width, image_channels=3):
 IMAGE, DEPTH, CAMERA = of_size(*SIZE)
 
 
-@pytest.mark.parametrize("view, says", [
-    (of_size(33, 48), "48x33; both sides must be multiples of 16.*to 48x32"),
-    (of_size(32, 50), "50x32; both sides must be multiples of 16.*to 48x32"),
-    (of_size(1, 1), "1x1; both sides must be multiples of 16.*to 16x16"),
-    (of_size(32, 48, 4), r"colour picture \(height, width, 3\), found \(32, 48, 4\)"),
-    (of_size(32, 48, 1), r"colour picture \(height, width, 3\), found \(32, 48, 1\)"),
-    ((IMAGE[None], DEPTH, CAMERA), r"found \(1, 64, 96, 3\)"),
-    ((IMAGE, DEPTH * math.nan, CAMERA), "the photo: its depth has NaN"),
-    ((IMAGE, DEPTH * math.inf, CAMERA), "the photo: its depth has NaN, infinite"),
-    ((IMAGE, -DEPTH, CAMERA), "negative numbers"),
-    ((IMAGE, DEPTH * 0, CAMERA), "nothing known"),
-    ((IMAGE, DEPTH[:32], CAMERA), "96x64 but its depth is 96x32"),
-    ((IMAGE, DEPTH, pinhole((48, 96), FOCAL)), "96x64 but its camera is 96x48"),
-    ((IMAGE, DEPTH, replace(CAMERA, w2c=2 * CAMERA.w2c)), "the photo: frame 0 has a rotation"),
-    ((IMAGE, DEPTH, AWAY), "8 cameras")])
+@pytest.mark.parametrize(
+    "view, says",
+    [
+        (of_size(33, 48), "48x33; both sides must be multiples of 16.*to 48x32"),
+        (of_size(32, 50), "50x32; both sides must be multiples of 16.*to 48x32"),
+        (of_size(1, 1), "1x1; both sides must be multiples of 16.*to 16x16"),
+        (of_size(32, 48, 4), r"colour picture \(height, width, 3\), found \(32, 48, 4\)"),
+        (of_size(32, 48, 1), r"colour picture \(height, width, 3\), found \(32, 48, 1\)"),
+        ((IMAGE[None], DEPTH, CAMERA), r"found \(1, 64, 96, 3\)"),
+        ((IMAGE, DEPTH * math.nan, CAMERA), "the photo: its depth has NaN"),
+        ((IMAGE, DEPTH * math.inf, CAMERA), "the photo: its depth has NaN, infinite"),
+        ((IMAGE, -DEPTH, CAMERA), "negative numbers"),
+        ((IMAGE, DEPTH * 0, CAMERA), "nothing known"),
+        ((IMAGE, DEPTH[:32], CAMERA), "96x64 but its depth is 96x32"),
+        ((IMAGE, DEPTH, pinhole((48, 96), FOCAL)), "96x64 but its camera is 96x48"),
+        ((IMAGE, DEPTH, replace(CAMERA, w2c=2 * CAMERA.w2c)), "the photo: frame 0 has a rotation"),
+        ((IMAGE, DEPTH, AWAY), "8 cameras"),
+    ],
+)
 def test_a_photo_that_cannot_begin_a_world_is_refused_with_its_sizes(view, says):
     with pytest.raises(ValueError, match=says):
         begin(*view)
@@ -138,6 +153,7 @@ def test_further_views_are_remembered_under_negative_ids_and_must_fit_the_first(
 
 
 # plan
+
 
 def test_a_plan_knows_its_frames_and_asks_the_memory(there_and_back):
     first, away, _ = there_and_back
@@ -185,9 +201,12 @@ def test_every_eighth_frame_and_the_last_become_keyframes():
 
 # append
 
+
 def snapshot(world):
     """Everything in a world that could be changed by accident."""
-    tensors = [t.clone() for c in (world.first, *world.chunks) for t in (c.frames, c.invented, c.cameras.w2c, c.cameras.K)]
+    tensors = [
+        t.clone() for c in (world.first, *world.chunks) for t in (c.frames, c.invented, c.cameras.w2c, c.cameras.K)
+    ]
     return tensors + [k.depth.clone() for k in world.memory.keyframes], len(world), world.memory.frames, world.keys
 
 
@@ -206,7 +225,9 @@ def test_append_adds_the_frames_the_cameras_and_the_keyframes(there_and_back):
     assert back.chunks[0].prompt == "away" and back.chunks[0].settings == {"generator": "preview"}
     assert torch.equal(back.cameras.w2c, torch.cat([camera_at().w2c, AWAY.w2c, BACK.w2c]))
     assert torch.equal(back.last_camera.w2c, BACK.w2c[-1:])
-    assert torch.equal(back.frame(9), back.chunks[1].frames[0]) and torch.equal(back.invented(8), back.chunks[0].invented[7])
+    assert torch.equal(back.frame(9), back.chunks[1].frames[0]) and torch.equal(
+        back.invented(8), back.chunks[0].invented[7]
+    )
     assert torch.equal(back.memory[16].camera.w2c, BACK.w2c[-1:])
     with pytest.raises(IndexError, match="17 frames"):
         back.frame(17)
@@ -223,12 +244,18 @@ def test_append_refuses_what_the_plan_did_not_ask_for():
     world = photo()
     the_plan = plan(world, AWAY)
     frames, invented, depths = blank(the_plan)
-    for wrong, says in ((frames[:-1], r"uint8 frames \(8, 64, 96, 3\), found torch.uint8 \(7, 64, 96, 3\)"),
-                        (to_float(frames), "found torch.float32"), (frames[:, :16], r"\(8, 16, 96, 3\)")):
+    for wrong, says in (
+        (frames[:-1], r"uint8 frames \(8, 64, 96, 3\), found torch.uint8 \(7, 64, 96, 3\)"),
+        (to_float(frames), "found torch.float32"),
+        (frames[:, :16], r"\(8, 16, 96, 3\)"),
+    ):
         with pytest.raises(ValueError, match=says):
             append(world, the_plan, wrong, invented, depths)
-    for wrong, says in (({}, "found none"), ({8: torch.ones(16, 48)}, r"of 96x64, found \(16, 48\)"),
-                        ({8: torch.full(SIZE, math.nan)}, "of 96x64")):
+    for wrong, says in (
+        ({}, "found none"),
+        ({8: torch.ones(16, 48)}, r"of 96x64, found \(16, 48\)"),
+        ({8: torch.full(SIZE, math.nan)}, "of 96x64"),
+    ):
         with pytest.raises(ValueError, match=f"frame 8 needs a finite depth.*{says}"):
             append(world, the_plan, frames, invented, wrong)
 
@@ -249,7 +276,7 @@ def test_a_world_goes_back_to_any_state_it_was_in(there_and_back):
     assert once.keys == away.keys and once.memory.frames == away.memory.frames and len(once) == 9
     assert len(back) == 17
     again = grown(once, BACK, prompt="back")
-    assert again.key == back.key                                   # and can grow the same way again
+    assert again.key == back.key  # and can grow the same way again
     for chunks in (-1, 3):
         with pytest.raises(ValueError, match=f"has 2 chunks; it can't be rewound to {chunks}"):
             rewind(back, chunks)
@@ -261,6 +288,7 @@ def test_seed_views_survive_going_back():
 
 
 # keys
+
 
 def test_the_same_steps_give_the_same_bytes_and_the_same_keys(there_and_back):
     *_, back = there_and_back
@@ -279,11 +307,14 @@ def changed(tensor, index, value):
 
 def test_whatever_differs_in_a_chunk_gives_another_key(there_and_back):
     chunk = there_and_back[1].chunks[0]
-    others = [replace(chunk, frames=changed(chunk.frames, (3, 4, 5, 0), 7)),
-              replace(chunk, invented=~chunk.invented),
-              replace(chunk, prompt="elsewhere"), replace(chunk, settings={"seed": 1}),
-              replace(chunk, cameras=replace(chunk.cameras, w2c=changed(chunk.cameras.w2c, (0, 0, 3), 9.0))),
-              replace(chunk, cameras=replace(chunk.cameras, K=changed(chunk.cameras.K, (0, 0, 0), 9.0)))]
+    others = [
+        replace(chunk, frames=changed(chunk.frames, (3, 4, 5, 0), 7)),
+        replace(chunk, invented=~chunk.invented),
+        replace(chunk, prompt="elsewhere"),
+        replace(chunk, settings={"seed": 1}),
+        replace(chunk, cameras=replace(chunk.cameras, w2c=changed(chunk.cameras.w2c, (0, 0, 3), 9.0))),
+        replace(chunk, cameras=replace(chunk.cameras, K=changed(chunk.cameras.K, (0, 0, 0), 9.0))),
+    ]
     assert len({chunk.key, *(other.key for other in others)}) == 7
     assert replace(chunk).key == chunk.key
 
@@ -291,20 +322,29 @@ def test_whatever_differs_in_a_chunk_gives_another_key(there_and_back):
 def test_whatever_differs_in_the_seed_gives_another_key():
     image, depth, camera = picture(), room(), camera_at()
     view = (picture(1), room(), camera_at((1.0, 0.0, 0.0)))
-    worlds = [begin(image, depth, camera), begin(picture(1), depth, camera), begin(image, 2 * depth, camera),
-              begin(image, depth, camera_at((0.1, 0.0, 0.0))), begin(image, depth, camera, prompt="a room"),
-              begin(image, depth, camera, [view]), begin(image, depth, camera, [(view[0], 2 * view[1], view[2])])]
+    worlds = [
+        begin(image, depth, camera),
+        begin(picture(1), depth, camera),
+        begin(image, 2 * depth, camera),
+        begin(image, depth, camera_at((0.1, 0.0, 0.0))),
+        begin(image, depth, camera, prompt="a room"),
+        begin(image, depth, camera, [view]),
+        begin(image, depth, camera, [(view[0], 2 * view[1], view[2])]),
+    ]
     assert len({world.key for world in worlds}) == len(worlds)
 
 
 def test_whatever_differs_in_a_further_view_gives_another_key():
     image, depth, camera = picture(1), room(), camera_at((1.0, 0.0, 0.0))
-    worlds = [begin(picture(), room(), camera_at(), [view])
-              for view in ((image, depth, camera), (picture(2), depth, camera), (image, depth, camera_at((2.0, 0.0, 0.0))))]
+    worlds = [
+        begin(picture(), room(), camera_at(), [view])
+        for view in ((image, depth, camera), (picture(2), depth, camera), (image, depth, camera_at((2.0, 0.0, 0.0))))
+    ]
     assert len({world.key for world in worlds}) == 3
 
 
 # the preview
+
 
 def psnr(a, b):
     return -10 * math.log10(float((to_float(a) - to_float(b)).pow(2).mean()) + 1e-12)
@@ -331,15 +371,20 @@ def test_every_pixel_of_every_frame_is_filled(there_and_back):
 def test_what_was_seen_shows_what_was_there(there_and_back):
     """A pixel that is not invented has the colour of the photo at the place its surface projects to."""
     first, away, _ = there_and_back
-    coordinates = torch.stack(torch.meshgrid(torch.linspace(0, 1, SIZE[0]), torch.linspace(0, 1, SIZE[1]), indexing="ij"), -1)
+    coordinates = torch.stack(
+        torch.meshgrid(torch.linspace(0, 1, SIZE[0]), torch.linspace(0, 1, SIZE[1]), indexing="ij"), -1
+    )
     world = begin(torch.cat([coordinates, torch.zeros(*SIZE, 1)], -1), room(), camera_at())
     made = generate(world, plan(world, AWAY))
     frame = made.frames[-1]
     seen = ~made.invented[-1]
-    local = torch.linalg.inv(AWAY.K[-1]) @ torch.stack([
-        *reversed(seen.nonzero().T.float()), torch.ones(int(seen.sum()))]) * made.depths[8][seen]
+    local = (
+        torch.linalg.inv(AWAY.K[-1])
+        @ torch.stack([*reversed(seen.nonzero().T.float()), torch.ones(int(seen.sum()))])
+        * made.depths[8][seen]
+    )
     points = torch.linalg.inv(AWAY.w2c[-1]) @ torch.cat([local, torch.ones(1, local.shape[1])])
-    x, y, z = camera_at().K[0] @ points[:3]                          # the photo was taken at the origin
+    x, y, z = camera_at().K[0] @ points[:3]  # the photo was taken at the origin
     expected = torch.stack([y / z / (SIZE[0] - 1), x / z / (SIZE[1] - 1)], 1).clamp(0, 1)
     error = (to_float(frame)[seen][:, :2] - expected).abs().amax(1)
     assert error.quantile(0.98) < 0.02
@@ -358,7 +403,7 @@ def test_a_hole_behind_the_foreground_continues_the_background(sideways):
     world = red_square_before_blue()
     made = generate(world, plan(world, walk(((0.0, 0.0, 0.0), 0.0), ((sideways, 0.0, 0.0), 0.0), frames=4)))
     beyond = torch.ones(SIZE, dtype=torch.bool)
-    beyond[:, 10:-10] = False                                          # what comes in from the side
+    beyond[:, 10:-10] = False  # what comes in from the side
     hole = made.invented[-1] & ~beyond
     assert hole.sum() > 100
     colours = to_float(made.frames[-1])[hole]
@@ -372,20 +417,26 @@ def test_the_foreground_keeps_its_colour_and_moves_by_its_parallax():
     red = to_float(made.frames[-1])[..., 0] > 0.6
     shift = 0.3 * FOCAL / 1.5
     columns = red[32].nonzero().flatten()
-    assert columns.min().item() == pytest.approx(36 - shift, abs=1) and columns.max().item() == pytest.approx(59 - shift, abs=1)
-    assert not made.invented[-1][22:42, round(38 - shift):round(58 - shift)].any()
+    assert columns.min().item() == pytest.approx(36 - shift, abs=1) and columns.max().item() == pytest.approx(
+        59 - shift, abs=1
+    )
+    assert not made.invented[-1][22:42, round(38 - shift) : round(58 - shift)].any()
 
 
 def test_beyond_the_photo_its_border_continues():
     image = torch.tensor([0.3, 0.8, 0.4]).expand(*SIZE, 3).clone()
-    image[SIZE[0] // 2:] = torch.tensor([0.8, 0.5, 0.3])             # green above, brown below
+    image[SIZE[0] // 2 :] = torch.tensor([0.8, 0.5, 0.3])  # green above, brown below
     world = begin(image, torch.full(SIZE, 4.0), camera_at())
     made = generate(world, plan(world, walk(((0.0, 0.0, 0.0), 0.0), ((0.0, 0.0, 0.0), 0.5), frames=4)))
     frame, beyond = to_float(made.frames[-1]), made.invented[-1]
     assert 0.2 < beyond.float().mean() < 0.8
     assert frame.min() > 0.28
-    assert_close(frame[:16][beyond[:16]], torch.tensor([0.3, 0.8, 0.4]).expand(int(beyond[:16].sum()), 3), atol=0.12, rtol=0)
-    assert_close(frame[-16:][beyond[-16:]], torch.tensor([0.8, 0.5, 0.3]).expand(int(beyond[-16:].sum()), 3), atol=0.12, rtol=0)
+    assert_close(
+        frame[:16][beyond[:16]], torch.tensor([0.3, 0.8, 0.4]).expand(int(beyond[:16].sum()), 3), atol=0.12, rtol=0
+    )
+    assert_close(
+        frame[-16:][beyond[-16:]], torch.tensor([0.8, 0.5, 0.3]).expand(int(beyond[-16:].sum()), 3), atol=0.12, rtol=0
+    )
 
 
 def test_looking_the_other_way_still_gives_a_picture():
@@ -419,7 +470,7 @@ def test_frames_are_made_coarse_to_fine_and_each_once():
         order = coarse_to_fine(the_plan)
         keys = [f - the_plan.first_frame for f in keyframe_ids(the_plan)]
         assert sorted(order) == list(range(frames)) and order[0] == frames - 1
-        assert sorted(order[:len(keys)]) == keys
+        assert sorted(order[: len(keys)]) == keys
 
 
 def test_progress_is_told_frame_by_frame():

@@ -3,6 +3,7 @@
 Scenes are made up on the spot. Every bar is a ratio or a count that holds on any machine; seconds are only printed.
 Exit status 1 if a bar is missed.
 """
+
 from __future__ import annotations
 
 import math
@@ -32,7 +33,9 @@ from lyra_core.world import World, append, begin, plan  # noqa: E402
 SIZE = (480, 832)
 FOCAL = 700.0
 SOURCES, VIEWS = 6, 80
-PLAIN_VIEWS = 4         # in one call of the plain way, which is timed on these few; 16 as in the reference would be slower each
+PLAIN_VIEWS = (
+    4  # in one call of the plain way, which is timed on these few; 16 as in the reference would be slower each
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def room(size: tuple[int, int], focal: float) -> Tensor:
     depth = room_box(size, pinhole(size, focal).K[0], (0.5, 0.5), (0.3, 0.3, 0.7, 0.7), 6.0).depth
     rows, columns = (torch.linspace(0, 40, s) for s in size)
     depth = depth * (1 + 0.01 * torch.sin(rows)[:, None] * torch.cos(columns))
-    depth[size[0] // 2:size[0] * 3 // 4, size[1] // 3:size[1] // 2] = 2.0
+    depth[size[0] // 2 : size[0] * 3 // 4, size[1] // 3 : size[1] // 2] = 2.0
     return depth
 
 
@@ -74,6 +77,7 @@ def picture(size: tuple[int, int]) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------- warp
+
 
 def plain_warp(depth: Tensor, features: Tensor, source: Cameras, targets: Cameras) -> tuple[Tensor, Tensor]:
     """The straightforward way: everything again for every target, every channel scattered alone, depth in a second pass.
@@ -140,7 +144,9 @@ def bench_warp() -> Iterator[Result]:
     yield Result("warp: pixels that differ from the plain way", f"{share:.1e}", "<= 1e-3", share <= 1e-3)
     pair = seconds(plain) / SOURCES / PLAIN_VIEWS
     whole = seconds(ours)
-    yield Result(f"warp: the plain way, per source and view ({torch.get_num_threads()} threads)", f"{1000 * pair:.1f} ms")
+    yield Result(
+        f"warp: the plain way, per source and view ({torch.get_num_threads()} threads)", f"{1000 * pair:.1f} ms"
+    )
     yield Result("warp: ours, per source and view", f"{1000 * whole / SOURCES / VIEWS:.1f} ms")
     yield Result(f"warp: ours, {SOURCES} sources into {VIEWS} views of {SIZE[1]}x{SIZE[0]}", f"{whole:.1f} s")
     ratio = pair * SOURCES * VIEWS / whole
@@ -149,13 +155,14 @@ def bench_warp() -> Iterator[Result]:
 
 # ----------------------------------------------------------------------------------------------------------- retrieval
 
+
 def loop(frames: int) -> list[Keyframe]:
     """Keyframes of a long walk round a loop that looks ahead; they share the numbers of one depth map."""
     depth, cameras = room(SIZE, FOCAL), pinhole(SIZE, FOCAL, frames)
     turn = torch.linspace(0, 2 * math.pi, frames + 1)[:-1]
     w2c = torch.eye(4).repeat(frames, 1, 1)
     w2c[:, 0, 0], w2c[:, 0, 2], w2c[:, 2, 0], w2c[:, 2, 2] = turn.cos(), -turn.sin(), turn.sin(), turn.cos()
-    radius = frames * 0.4 / (2 * math.pi)           # a keyframe every 0.4 scene units, however many there are
+    radius = frames * 0.4 / (2 * math.pi)  # a keyframe every 0.4 scene units, however many there are
     w2c[:, 0, 3] = radius
     cameras = Cameras(w2c, cameras.K, SIZE)
     return [Keyframe(8 * i, depth, cameras[i]) for i in range(frames)]
@@ -165,15 +172,23 @@ def bench_retrieval() -> Iterator[Result]:
     took = {}
     for frames in (500, 1000, 2000):
         keyframes = loop(frames)
-        times = [seconds(partial(retrieve, keyframes, keyframes[at].camera)) for at in range(frames // 8, frames, frames // 5)]
+        times = [
+            seconds(partial(retrieve, keyframes, keyframes[at].camera))
+            for at in range(frames // 8, frames, frames // 5)
+        ]
         took[frames] = statistics.median(times)
-        yield Result(f"retrieval: among {frames} keyframes of {SIZE[1]}x{SIZE[0]}, median and worst of {len(times)} views",
-                     f"{took[frames]:.2f} s {max(times):.2f} s", "< 1 s" if frames == 2000 else "", max(times) < 1 or frames < 2000)
+        yield Result(
+            f"retrieval: among {frames} keyframes of {SIZE[1]}x{SIZE[0]}, median and worst of {len(times)} views",
+            f"{took[frames]:.2f} s {max(times):.2f} s",
+            "< 1 s" if frames == 2000 else "",
+            max(times) < 1 or frames < 2000,
+        )
     growth = took[2000] / took[500]
     yield Result("retrieval: four times the keyframes take, times as long", f"{growth:.1f}", "<= 6", growth <= 6)
 
 
 # ------------------------------------------------------------------------------------------------------------- preview
+
 
 def first_world(size: tuple[int, int] = SIZE, focal: float = FOCAL) -> World:
     return begin(picture(size), room(size, focal), pinhole(size, focal))
@@ -197,7 +212,7 @@ def bench_preview(frames: int = 16) -> Iterator[Result]:
     path, world = walk(2 * frames + 1), first_world()
     preview.splat = timed
     try:
-        for number, target in enumerate((path[1:frames + 1], path[frames + 1:]), 1):
+        for number, target in enumerate((path[1 : frames + 1], path[frames + 1 :]), 1):
             spent.clear()
             start = time.perf_counter()
             world = one_more(world, target)
@@ -211,13 +226,13 @@ def bench_preview(frames: int = 16) -> Iterator[Result]:
 # -------------------------------------------------------------------------------------------------------------- memory
 
 MEMORY_SIZE, MEMORY_FOCAL, MEMORY_FRAMES = (240, 416), 350.0, 16
-MARGIN = 64             # MiB by which the peak may differ between runs for reasons of the allocator
+MARGIN = 64  # MiB by which the peak may differ between runs for reasons of the allocator
 
 
 def stored_mib(world: World) -> float:
     tensors = [t for c in (world.first, *world.chunks) for t in (c.frames, c.invented)]
     tensors += [keyframe.depth for keyframe in world.memory.keyframes]
-    return sum(t.numel() * t.element_size() for t in tensors) / 2 ** 20
+    return sum(t.numel() * t.element_size() for t in tensors) / 2**20
 
 
 def report_memory(chunks: int) -> None:
@@ -225,27 +240,39 @@ def report_memory(chunks: int) -> None:
     world = first_world(MEMORY_SIZE, MEMORY_FOCAL)
     path = walk(8 * MEMORY_FRAMES + 1, MEMORY_SIZE, MEMORY_FOCAL)
     for number in range(chunks):
-        world = one_more(world, path[1 + number * MEMORY_FRAMES:1 + (number + 1) * MEMORY_FRAMES])
-    unit = 2 ** 20 if sys.platform == "darwin" else 2 ** 10        # bytes there, KiB elsewhere
+        world = one_more(world, path[1 + number * MEMORY_FRAMES : 1 + (number + 1) * MEMORY_FRAMES])
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, stored_mib(world))
 
 
 def bench_memory() -> Iterator[Result]:
     beyond = {}
     for chunks in (2, 4, 8):
-        done = subprocess.run([sys.executable, __file__, "--peak", str(chunks)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--peak", str(chunks)], capture_output=True, text=True, check=True
+        )
         peak, stored = map(float, done.stdout.split())
         beyond[chunks] = peak - stored
-        yield Result(f"memory: {chunks} preview chunks of {MEMORY_FRAMES} frames of {MEMORY_SIZE[1]}x{MEMORY_SIZE[0]}, peak",
-                     f"{peak:.0f} MiB")
+        yield Result(
+            f"memory: {chunks} preview chunks of {MEMORY_FRAMES} frames of {MEMORY_SIZE[1]}x{MEMORY_SIZE[0]}, peak",
+            f"{peak:.0f} MiB",
+        )
         yield Result("memory: of that stored in the world, per chunk", f"{stored / chunks:.1f} MiB")
     growth = beyond[8] - beyond[2]
-    yield Result("memory: growth from 2 to 8 chunks beyond what is stored", f"{growth:.0f} MiB", f"<= {MARGIN} MiB",
-                 growth <= MARGIN)
+    yield Result(
+        "memory: growth from 2 to 8 chunks beyond what is stored",
+        f"{growth:.0f} MiB",
+        f"<= {MARGIN} MiB",
+        growth <= MARGIN,
+    )
 
 
 BENCHES: dict[str, Callable[[], Iterator[Result]]] = {
-    "warp": bench_warp, "retrieval": bench_retrieval, "preview": bench_preview, "memory": bench_memory}
+    "warp": bench_warp,
+    "retrieval": bench_retrieval,
+    "preview": bench_preview,
+    "memory": bench_memory,
+}
 
 
 def main(names: list[str]) -> int:

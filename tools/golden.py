@@ -4,6 +4,7 @@ DIR has any of model/, arloop/, traj/, gsrecon/. Every case, size and seed comes
 check, a last line with the counts, exit status 1 if any check failed. A new kind of file needs one generator of
 checks, under its name in CHECKS.
 """
+
 from __future__ import annotations
 
 import json
@@ -30,13 +31,13 @@ from lyra_core.warp import FAR, Warp, lift, merge, reliable, splat  # noqa: E402
 
 FOLDERS = ("model", "arloop", "traj", "gsrecon")
 SUFFIXES = (".json", ".npz", ".safetensors")
-CAMERA_LIMIT = 1e-5         # relative; presets, zoom, custom trajectories
-LOADED_LIMIT = 1e-6         # relative; the example's trajectory
-PATH_LIMIT = 1e-4           # camera paths
-GROUND_DEGREES = 6.0        # two random plane fits of the same noisy points
-POINT_LIMIT = 1e-5          # relative; world points
-PIXEL_LIMIT = 1e-4          # absolute; a warped value that is farther off makes its pixel count as wrong
-WRONG_PIXELS = 1e-3         # share of pixels that may be wrong: a coordinate on a pixel border falls to either side
+CAMERA_LIMIT = 1e-5  # relative; presets, zoom, custom trajectories
+LOADED_LIMIT = 1e-6  # relative; the example's trajectory
+PATH_LIMIT = 1e-4  # camera paths
+GROUND_DEGREES = 6.0  # two random plane fits of the same noisy points
+POINT_LIMIT = 1e-5  # relative; world points
+PIXEL_LIMIT = 1e-4  # absolute; a warped value that is farther off makes its pixel count as wrong
+WRONG_PIXELS = 1e-3  # share of pixels that may be wrong: a coordinate on a pixel border falls to either side
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        return self.value <= self.limit     # NaN is not
+        return self.value <= self.limit  # NaN is not
 
     def __str__(self) -> str:
         if self.skip:
@@ -89,7 +90,7 @@ def wrong_pixels(found: Tensor, expected: Tensor) -> float:
     """Share of pixels (F, C, H, W) that are off by more than PIXEL_LIMIT in any channel; infinite if the shapes differ."""
     if found.shape != expected.shape:
         return math.inf
-    right = (found.float() - expected.float()).abs() <= PIXEL_LIMIT      # NaN is not
+    right = (found.float() - expected.float()).abs() <= PIXEL_LIMIT  # NaN is not
     return float((~right).any(1).float().mean())
 
 
@@ -99,17 +100,25 @@ def degrees_between(a: Tensor, b: Tensor) -> float:
 
 # ------------------------------------------------------------------------------------------------------------ traj
 
+
 def check_presets(golden: Golden) -> Iterator[Check]:
     arrays = golden.arrays
-    K = torch.tensor([[700, 0, 416], [0, 701, 240], [0, 0, 1]], dtype=torch.float32)    # from golden/README.md
+    K = torch.tensor([[700, 0, 416], [0, 701, 240], [0, 0, 1]], dtype=torch.float32)  # from golden/README.md
     for case in golden.json:
         if not case["finite"]:
             yield Check(case["key"], skip="the reference's own numbers are not finite")
             continue
         start = Cameras(torch.tensor(case["initial_w2c"])[None], K[None], (480, 832))
         generator = None if case["seed"] is None else torch.Generator().manual_seed(case["seed"])
-        cameras = trajectory.preset(case["trajectory"], start, case["video_len"], case["center_depth"],
-                                    case["direction"], case["strength"], generator)
+        cameras = trajectory.preset(
+            case["trajectory"],
+            start,
+            case["video_len"],
+            case["center_depth"],
+            case["direction"],
+            case["strength"],
+            generator,
+        )
         yield Check(case["key"], "w2c", relative(cameras.w2c, arrays[f"{case['key']}|w2c"]), CAMERA_LIMIT)
         expected_K = arrays.get(f"{case['key']}|K", K.expand(case["n_out"], 3, 3))
         yield Check(case["key"], "K", relative(cameras.K, expected_K), CAMERA_LIMIT)
@@ -121,13 +130,24 @@ def check_zoom(golden: Golden) -> Iterator[Check]:
         depth = arrays[f"{case['case']}|depth"]
         start = Cameras(torch.eye(4)[None], arrays["K"][None], tuple(depth.shape))
         normal = None if case["ground_normal"] is None else torch.tensor(case["ground_normal"])
-        cameras = trajectory.zoom(start, depth, case["direction"], case["strength"], case["N"],
-                                  case["upward_ratio"], normal, case["upward_shift"], case["trajectory"])
-        yield Check(case["key"], "center_depth",
-                    abs(trajectory.center_depth(depth) / case["center_depth"] - 1), CAMERA_LIMIT)
+        cameras = trajectory.zoom(
+            start,
+            depth,
+            case["direction"],
+            case["strength"],
+            case["N"],
+            case["upward_ratio"],
+            normal,
+            case["upward_shift"],
+            case["trajectory"],
+        )
+        yield Check(
+            case["key"], "center_depth", abs(trajectory.center_depth(depth) / case["center_depth"] - 1), CAMERA_LIMIT
+        )
         yield Check(case["key"], "w2c", relative(cameras.w2c, arrays[f"{case['key']}|w2c"]), CAMERA_LIMIT)
-        yield Check(case["key"], "end_center",
-                    relative(cameras.centers[-1], torch.tensor(case["end_center"])), CAMERA_LIMIT)
+        yield Check(
+            case["key"], "end_center", relative(cameras.centers[-1], torch.tensor(case["end_center"])), CAMERA_LIMIT
+        )
 
 
 def check_ground(golden: Golden) -> Iterator[Check]:
@@ -153,8 +173,9 @@ def check_custom(golden: Golden) -> Iterator[Check]:
             file = Path(folder) / "trajectory.npz"
             np.savez(file, **contents)
             # the reference returns too short a trajectory in silence and takes sizeless intrinsics as they are
-            cameras = camera_files.load_npz(file, min(case["num_frames"], case["n_out"]), case["pose_scale"],
-                                            target, stored_size=target)
+            cameras = camera_files.load_npz(
+                file, min(case["num_frames"], case["n_out"]), case["pose_scale"], target, stored_size=target
+            )
         for key, found in (("w2c", cameras.w2c), ("K", cameras.K)):
             yield Check(str(case["id"]), key, relative(found, arrays[f"{case['id']}|{key}"]), CAMERA_LIMIT)
 
@@ -162,14 +183,17 @@ def check_custom(golden: Golden) -> Iterator[Check]:
 def check_captions(golden: Golden) -> Iterator[Check]:
     for i, case in enumerate(golden.json):
         captions = camera_files.load_captions(json.dumps({str(key): str(key) for key in case["keys"]}))
-        wrong = sum(camera_files.caption_for_chunk(captions, c, case["num_frames"], chunk["n"])
-                    != str(chunk["caption_key"]) for c, chunk in enumerate(case["chunks"]))
+        wrong = sum(
+            camera_files.caption_for_chunk(captions, c, case["num_frames"], chunk["n"]) != str(chunk["caption_key"])
+            for c, chunk in enumerate(case["chunks"])
+        )
         yield Check(str(i), "wrong_captions", wrong, 0)
 
 
 def _path_of(case: dict) -> trajectory.CameraPath:
-    keys = tuple(trajectory.PathKey(torch.tensor(key["c2w"])[:3], key["fov"], key["timestamp"])
-                 for key in case["keyframes"])
+    keys = tuple(
+        trajectory.PathKey(torch.tensor(key["c2w"])[:3], key["fov"], key["timestamp"]) for key in case["keyframes"]
+    )
     path = trajectory.CameraPath(keys, case["spline_order"], case["loop"])
     return trajectory.spaced(path, case["equidistant"]) if case["equidistant"] else path
 
@@ -180,8 +204,12 @@ def check_path_evaluation(golden: Golden) -> Iterator[Check]:
         c2w, fov = trajectory.evaluate(path, torch.tensor(case["input"]["t"], dtype=torch.float64))
         expected = torch.tensor([sample["c2w"] for sample in samples]).view(-1, 3, 4)
         name = case["input"]["id"]
-        yield Check(name, "timestamps", relative(torch.tensor([key.timestamp for key in path.keys]),
-                                                 torch.tensor(case["output"]["timestamps"])), PATH_LIMIT)
+        yield Check(
+            name,
+            "timestamps",
+            relative(torch.tensor([key.timestamp for key in path.keys]), torch.tensor(case["output"]["timestamps"])),
+            PATH_LIMIT,
+        )
         yield Check(name, "c2w", relative(c2w[:, :3], expected), PATH_LIMIT)
         yield Check(name, "fov", relative(fov, torch.tensor([sample["fov"] for sample in samples])), PATH_LIMIT)
 
@@ -189,9 +217,11 @@ def check_path_evaluation(golden: Golden) -> Iterator[Check]:
 def check_path_samples(golden: Golden) -> Iterator[Check]:
     """A name holds a path of campath_eval, the frames, how often the ends repeat; that of focal the height too."""
     arrays = golden.arrays
-    paths = {case["input"]["id"].split("|")[0]: case["input"]
-             for case in Golden(golden.folder, "campath_eval").json
-             if case["input"]["spline_order"] == 3 and not case["input"]["loop"]}
+    paths = {
+        case["input"]["id"].split("|")[0]: case["input"]
+        for case in Golden(golden.folder, "campath_eval").json
+        if case["input"]["spline_order"] == 3 and not case["input"]["loop"]
+    }
     for name in dict.fromkeys(key.rpartition("|")[0] for key in arrays):
         base, frames, holds = name.split("|")
         if base not in paths:
@@ -219,12 +249,15 @@ def check_saved_path(golden: Golden) -> Iterator[Check]:
         columns = [torch.tensor([keyframe[key] for keyframe in record["path"]]) for record in (found, expected)]
         yield Check(f"path.{key}", "relative", relative(*columns), PATH_LIMIT)
     # q and -q are one rotation
-    turns = [quaternion_to_rotation(torch.tensor([keyframe["R"] for keyframe in record["path"]]).roll(1, 1))
-             for record in (found, expected)]
+    turns = [
+        quaternion_to_rotation(torch.tensor([keyframe["R"] for keyframe in record["path"]]).roll(1, 1))
+        for record in (found, expected)
+    ]
     yield Check("path.R", "relative", relative(*turns), PATH_LIMIT)
 
 
 # ---------------------------------------------------------------------------------------------------------- arloop
+
 
 def check_warp(golden: Golden) -> Iterator[Check]:
     arrays, names = golden.arrays, golden.json["targets"]
@@ -233,7 +266,9 @@ def check_warp(golden: Golden) -> Iterator[Check]:
 
     def lifted(view: str, features: Tensor | None = None):
         camera = Cameras(arrays[f"{view}_w2c"][None], arrays["K"][None], size)
-        return lift(arrays[f"{view}_depth"], camera, arrays[f"{view}_rgb"].movedim(0, -1) if features is None else features)
+        return lift(
+            arrays[f"{view}_depth"], camera, arrays[f"{view}_rgb"].movedim(0, -1) if features is None else features
+        )
 
     def compare(case: str, warp: Warp, keys: tuple[str, str, str]) -> Iterator[Check]:
         found = (_picture(warp), warp.depth[:, None], warp.seen[:, None])
@@ -273,8 +308,10 @@ def check_retrieval(golden: Golden) -> Iterator[Check]:
     arrays = golden.arrays
     w2c = arrays["w2c"]
     cameras = Cameras(w2c, arrays["K"].expand(len(w2c), 3, 3), tuple(arrays["hw"].tolist()))
-    stored = {frame: Keyframe(frame, depth, cameras[frame])
-              for frame, depth in zip(arrays["frame_ids"].tolist(), arrays["depth"], strict=True)}
+    stored = {
+        frame: Keyframe(frame, depth, cameras[frame])
+        for frame, depth in zip(arrays["frame_ids"].tolist(), arrays["depth"], strict=True)
+    }
     for key in (key for key in arrays if re.fullmatch(r"cache_world_points_idx\d+", key)):
         keyframe = list(stored.values())[int(key.removeprefix("cache_world_points_idx"))]
         depth = keyframe.depth[::STRIDE, ::STRIDE]
@@ -284,12 +321,19 @@ def check_retrieval(golden: Golden) -> Iterator[Check]:
         name, options = f"{i}:{case['tag']}", case["kwargs"]
         unknown = sorted(set(case["cache_frame_ids"]) - stored.keys())
         if unknown or options.get("random"):
-            yield Check(name, skip=f"the files don't say which stored entries {unknown} copy" if unknown else "a random choice")
+            yield Check(
+                name, skip=f"the files don't say which stored entries {unknown} copy" if unknown else "a random choice"
+            )
             continue
-        found = retrieve([stored[frame] for frame in case["cache_frame_ids"]], cameras[case["target_frames"]],
-                         options["num_latents"], tolerance=options.get("depth_threshold", TOLERANCE),
-                         skip_last=options.get("skip_last_n", 0), unknown_at_origin=True,
-                         by="coverage" if options.get("max_coverage", True) else "ownership")
+        found = retrieve(
+            [stored[frame] for frame in case["cache_frame_ids"]],
+            cameras[case["target_frames"]],
+            options["num_latents"],
+            tolerance=options.get("depth_threshold", TOLERANCE),
+            skip_last=options.get("skip_last_n", 0),
+            unknown_at_origin=True,
+            by="coverage" if options.get("max_coverage", True) else "ownership",
+        )
         expected = [frame for _, frame in case["result_latent_frame_ids"]]
         wrong = sum(a != b for a, b in zip_longest(found, expected))
         yield Check(name, "wrong_ids", wrong, 0)
@@ -302,8 +346,7 @@ def check_loaded_trajectory(golden: Golden) -> Iterator[Check]:
         if not source.exists():
             yield Check(str(i), skip=f"no inputs/{record['source']}/trajectory.npz beside the golden folder")
             continue
-        cameras = camera_files.load_npz(source, case["num_frames"], case["pose_scale"],
-                                        tuple(case["target_hw"]))
+        cameras = camera_files.load_npz(source, case["num_frames"], case["pose_scale"], tuple(case["target_hw"]))
         for key, found in (("w2c", cameras.w2c), ("K", cameras.K)):
             yield Check(str(i), key, relative(found, arrays[f"{key}_{i}"]), LOADED_LIMIT)
 
@@ -316,8 +359,7 @@ def check_preset_files(golden: Golden) -> Iterator[Check]:
         if "noise" in which and which != "rotate_spot_noise":
             yield Check(name, skip="its noise was drawn from an unknown seed")
             continue
-        cameras = trajectory.preset(which, start, record["n"], record["center_depth"], direction,
-                                    record["strength"])
+        cameras = trajectory.preset(which, start, record["n"], record["center_depth"], direction, record["strength"])
         yield Check(name, "w2c", relative(cameras.w2c, arrays[f"{name}_w2c"]), CAMERA_LIMIT)
         if f"{name}_K" in arrays:
             yield Check(name, "K", relative(cameras.K, arrays[f"{name}_K"]), CAMERA_LIMIT)
@@ -355,7 +397,7 @@ def checks_of(golden: Golden) -> Iterator[Check]:
         return
     try:
         yield from check(golden)
-    except Exception as error:      # the rest of the files still wants to be compared
+    except Exception as error:  # the rest of the files still wants to be compared
         message = " ".join(f"{type(error).__name__}: {error}".split())
         yield Check("*", f"raised[{message}]", math.inf, 0)
 

@@ -221,7 +221,7 @@ def build(graph: dict, object_info: dict) -> dict:
         node = {
             "id": ids[name],
             "type": kind,
-            "pos": list(position),
+            "pos": [round(1.2 * position[0]), round(1.4 * position[1])],
             "size": [300, 200],
             "flags": {},
             "order": ids[name] - 1,
@@ -235,7 +235,7 @@ def build(graph: dict, object_info: dict) -> dict:
             node["title"] = name.capitalize()           # so that people, and --set, can tell them apart
         nodes.append(node)
         if kind == "MarkdownNote":
-            node |= {"size": [560, 420], "widgets_values": [values[""]], "title": "What this needs and makes"}
+            node |= {"size": [620, 420], "widgets_values": [values[""]], "title": "What this needs and makes"}
             continue
         definition = object_info[kind]
         node["outputs"] = [
