@@ -47,8 +47,10 @@ class SpatialMemory:
 
     def remember(self, *keyframes: Keyframe) -> SpatialMemory:
         """With these keyframes added; a frame that is already known keeps its first depth, as in the reference."""
-        known = set(self.frames)
-        return replace(self, keyframes=(*self.keyframes, *(k for k in keyframes if k.frame not in known)))
+        first: dict[int, Keyframe] = {}
+        for keyframe in (*self.keyframes, *keyframes):
+            first.setdefault(keyframe.frame, keyframe)
+        return replace(self, keyframes=tuple(first.values()))
 
 
 def retrieve(
