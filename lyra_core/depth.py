@@ -66,10 +66,9 @@ def sharpened(depth: Tensor, jump: float = 0.05) -> Tensor:
     """
     known = depth > 0
     disparity = torch.where(known, 1 / depth.clamp_min(1e-12), 0.0)
-    # three pixels in a row are needed to bend, so the border does not
-    across = F.pad((disparity[:, :-2] - 2 * disparity[:, 1:-1] + disparity[:, 2:]).abs(), (1, 1, 0, 0))
-    down = F.pad((disparity[:-2] - 2 * disparity[1:-1] + disparity[2:]).abs(), (0, 0, 1, 1))
-    bend = torch.maximum(across, down)
+    # at the border there is no other side to compare with, so nothing bends there
+    across, down = (disparity.diff(n=2, dim=dim).abs() for dim in (1, 0))
+    bend = torch.maximum(F.pad(across, (1, 1)), F.pad(down, (0, 0, 1, 1)))
     floating = known & (F.max_pool2d((bend > jump * disparity).float()[None, None], 3, 1, 1)[0, 0] > 0)
     near = F.max_pool2d(disparity[None, None], 5, 1, 2)[0, 0]
     far = -F.max_pool2d(-torch.where(known, disparity, float("inf"))[None, None], 5, 1, 2)[0, 0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from .camera import Cameras, unproject
 
 STRIDE = 4  # one remembered point per 4x4 pixels
+ROUNDING = 1e-4  # by which numbers that were computed in two ways may differ
 TOLERANCE = 0.1  # scene units behind the nearest surface at which a point still counts as visible
 
 
@@ -26,6 +28,13 @@ class Keyframe:
     depth: Tensor  # (H, W) along z, scene units, 0 = unknown
     camera: Cameras  # length 1
     image: Tensor | None = None  # (H, W, 3) uint8, only for seed views, which are in no chunk
+
+    @cached_property
+    def reach(self) -> tuple[float, float]:
+        """The nearest and the farthest depth that is remembered; infinity and 0 if none is known."""
+        known = self.depth[::STRIDE, ::STRIDE].flatten()
+        known = known[known > 0]
+        return (float(known.min()), float(known.max())) if len(known) else (float("inf"), 0.0)
 
 
 @dataclass(frozen=True)
@@ -47,10 +56,10 @@ class SpatialMemory:
 
     def remember(self, *keyframes: Keyframe) -> SpatialMemory:
         """With these keyframes added; a frame that is already known keeps its first depth, as in the reference."""
-        first: dict[int, Keyframe] = {}
+        known: dict[int, Keyframe] = {}
         for keyframe in (*self.keyframes, *keyframes):
-            first.setdefault(keyframe.frame, keyframe)
-        return replace(self, keyframes=tuple(first.values()))
+            known.setdefault(keyframe.frame, keyframe)
+        return replace(self, keyframes=tuple(known.values()))
 
 
 def retrieve(
@@ -76,13 +85,9 @@ def retrieve(
         keyframes = keyframes[:-skip_last]
     if not keyframes or count < 1:
         return []
-    sightings = _sightings(keyframes, targets.subsampled(STRIDE), unknown_at_origin)
+    sightings, nearest = _sightings(keyframes, targets.subsampled(STRIDE), tolerance, unknown_at_origin)
     if not sightings:
         return []
-    height, width = targets.subsampled(STRIDE).size
-    nearest = torch.full((len(targets) * height * width,), float("inf"), device=targets.w2c.device)
-    for cells, z in sightings.values():
-        nearest.scatter_reduce_(0, cells, z, "amin")
     select = _greedy_coverage if by == "coverage" else _most_owned
     return [keyframes[c].frame for c in select(keyframes, sightings, nearest, count, tolerance)][::-1]
 
@@ -124,70 +129,92 @@ def _most_owned(keyframes, sightings, nearest: Tensor, count: int, _tolerance: f
     return ranked[:count]
 
 
-def _sightings(
-    keyframes: list[Keyframe], targets: Cameras, unknown_at_origin: bool
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Per candidate that some target sees: flat cell indices (view, row, column) and z of its points in them."""
+def _sightings(keyframes: list[Keyframe], targets: Cameras, tolerance: float, unknown_at_origin: bool):
+    """Per candidate that some target may see: flat cell indices (view, row, column) and z of its points in them.
+
+    And the z (V * H * W,) of the nearest surface in each cell. Candidates are taken near to far, and those that lie behind
+    what is already there by more than the tolerance are not even unprojected: they could change nothing.
+    """
     height, width = targets.size
-    depths = [k.depth[::STRIDE, ::STRIDE].to(targets.w2c.device) for k in keyframes]
-    touched = _in_frustum(keyframes, depths, targets, unknown_at_origin)
+    device = targets.w2c.device
+    nearest = torch.full((len(targets), height, width), float("inf"), device=device)
+    closest, boxes = _outlines(keyframes, targets, unknown_at_origin)
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for candidate in touched.any(0).nonzero().flatten().tolist():
-        depth, camera = depths[candidate], keyframes[candidate].camera.to(targets.w2c.device).subsampled(STRIDE)
+    for candidate in closest.amin(0).argsort().tolist():
+        views = [
+            v
+            for v, (top, bottom, left, right) in enumerate(boxes[:, candidate].tolist())
+            if top < bottom
+            and left < right
+            and closest[v, candidate] * (1 - ROUNDING)
+            <= nearest[v, top:bottom, left:right].max() + max(tolerance, ROUNDING)
+        ]
+        if not views:
+            continue
+        keyframe = keyframes[candidate]
+        depth, camera = keyframe.depth[::STRIDE, ::STRIDE].to(device), keyframe.camera.to(device).subsampled(STRIDE)
         known = depth > 0
         points = unproject(depth[None], camera)[0]
         points = torch.where(known[..., None], points, 0.0).reshape(-1, 3) if unknown_at_origin else points[known]
         cells, zs = [], []
-        for view in touched[:, candidate].nonzero().flatten().tolist():
+        for view in views:
             x, y, z = ((points @ targets.w2c[view, :3, :3].T + targets.w2c[view, :3, 3]) @ targets.K[view].T).unbind(1)
             px, py = (x / (z + 1e-7)).round(), (y / (z + 1e-7)).round()
             inside = (z > 0) & (px >= 0) & (px < width) & (py >= 0) & (py < height)
             cells.append(((view * height + py[inside]) * width + px[inside]).long())
             zs.append(z[inside])
         if sum(len(c) for c in cells):
-            found[candidate] = (torch.cat(cells), torch.cat(zs))
-    return found
+            found[candidate] = torch.cat(cells), torch.cat(zs)
+            nearest.view(-1).scatter_reduce_(0, *found[candidate], "amin")
+    return found, nearest.view(-1)
 
 
-def _in_frustum(keyframes: list[Keyframe], depths: list[Tensor], targets: Cameras, unknown_at_origin: bool) -> Tensor:
-    """(V, C) bool: False where no point of the keyframe can fall into the view.
+def _outlines(keyframes: list[Keyframe], targets: Cameras, unknown_at_origin: bool) -> tuple[Tensor, Tensor]:
+    """Where the points of each keyframe (C) can lie in each view (V): z (V, C) of the nearest, and box (V, C, 4) of cells.
 
-    The points of a keyframe lie inside its own frustum between its nearest and farthest depth; if all eight corners of
-    that are outside one plane of the target's frustum, so is everything in it.
+    Boxes are (top, bottom, left, right), ends excluded, and empty where nothing can be seen. The points of a keyframe lie
+    inside its own frustum between its nearest and farthest depth, so whatever holds for all corners of that holds for them.
     """
-    cameras = [k.camera for k in keyframes]
     device = targets.w2c.device
-    c2w = torch.linalg.inv(torch.cat([c.w2c for c in cameras])).to(device)
-    inverse_K = torch.linalg.inv(torch.cat([c.subsampled(STRIDE).K for c in cameras])).to(device)
-    limits = torch.stack(
-        [torch.stack([torch.where(d > 0, d, float("inf")).amin(), d.amax()]) for d in depths]
-    )  # (C, 2)
-    height, width = depths[0].shape
+    c2w = torch.linalg.inv(torch.cat([k.camera.w2c for k in keyframes])).to(device)
+    inverse_K = torch.linalg.inv(torch.cat([k.camera.K for k in keyframes])).to(device)
+    reach = torch.tensor([k.reach for k in keyframes], device=device)  # (C, 2)
+    height, width = keyframes[0].depth.shape
     corners = torch.tensor(
         [[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]],
         dtype=torch.float32,
         device=device,
     )
-    rays = corners @ inverse_K.mT  # (C, 4, 3)
-    local = (rays[:, None] * limits[:, :, None, None]).flatten(1, 2)  # (C, 8, 3)
+    local = ((corners @ inverse_K.mT)[:, None] * reach[:, :, None, None]).flatten(1, 2)  # (C, 8, 3)
     world = local @ c2w[:, :3, :3].mT + c2w[:, None, :3, 3]
-    empty = limits[:, 1] <= 0
+    empty = reach[:, 1] <= 0
     if unknown_at_origin:
-        unknown = torch.stack([(d <= 0).any() for d in depths])
+        unknown = torch.tensor([bool((k.depth[::STRIDE, ::STRIDE] <= 0).any()) for k in keyframes], device=device)
         world = torch.cat(
             [torch.where(empty[:, None, None], 0.0, world), torch.where(unknown[:, None, None], 0.0, world[:, :1])], 1
         )
         empty = empty & ~unknown
-    view_rows, view_columns = targets.size
     x, y, z = (
         (world[None] @ targets.w2c[:, None, :3, :3].mT + targets.w2c[:, None, None, :3, 3]) @ targets.K[:, None].mT
     ).unbind(-1)  # (V, C, 8)
+    rows, columns = targets.size
     margin = 1.0  # pixels; rounding moves a point by at most half of one
     outside = [
         z <= 0,
         x + margin * z < 0,
-        x - (view_columns - 1 + margin) * z > 0,
+        x - (columns - 1 + margin) * z > 0,
         y + margin * z < 0,
-        y - (view_rows - 1 + margin) * z > 0,
+        y - (rows - 1 + margin) * z > 0,
     ]
-    return ~torch.stack([plane.all(-1) for plane in outside]).any(0) & ~empty
+    gone = torch.stack([plane.all(-1) for plane in outside]).any(0) | empty
+    # a frustum that reaches behind the camera has no outline; it may be anywhere
+    bounded = (z > 1e-3).all(-1)
+    edges = []
+    for pixel, size in ((y / z, rows), (x / z, columns)):
+        low, high = pixel.amin(-1) - margin, pixel.amax(-1) + margin + 1
+        edges += [
+            torch.where(bounded, low, 0.0).clamp(0, size).floor().long(),
+            torch.where(bounded, high, size).clamp(0, size).ceil().long(),
+        ]
+    boxes = torch.stack(edges, -1)
+    return z.amin(-1).nan_to_num(), torch.where(gone[..., None], 0, boxes)

@@ -10,6 +10,7 @@ A source is lifted to world points once; all its features and its depth go throu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ FAR = 1e4  # scene units; deeper values and NaN count as this far away, as in th
 CONTINUITY = 0.05  # relative depth range of a 5x5 window above which a pixel is not warped
 VIEWS_PER_BATCH = 16  # the reference's warp chunk
 STEEPNESS = 50.0
+BLOCK = 2**17  # points computed at once: what stays in the cache
+WORKERS = 4  # views splatted at once on a CPU; more would only wait for memory
 
 
 @dataclass(frozen=True)
@@ -74,60 +77,93 @@ def merge(*points: Points) -> Points:
 
 def splat(points: Points, cameras: Cameras, batch: int = VIEWS_PER_BATCH) -> Warp:
     """`points` seen by every camera, `batch` consecutive views sharing one depth scale."""
-    warps = list(splat_batches(points, cameras, batch))
-    return Warp(*(torch.cat([getattr(w, name) for w in warps]) for name in ("features", "depth", "seen")))
+    views = list(splat_views(points, cameras, batch))
+    return Warp(*(torch.cat([getattr(view, name) for view in views]) for name in ("features", "depth", "seen")))
 
 
-def splat_batches(points: Points, cameras: Cameras, batch: int = VIEWS_PER_BATCH) -> Iterator[Warp]:
-    """`splat`, one batch of views at a time, so that a long path never has to fit in memory."""
-    values = torch.cat(
-        [points.features, points.features.new_zeros(len(points.xyz), 1), points.features.new_ones(len(points.xyz), 1)],
-        1,
-    )
-    for start in range(0, len(cameras), batch):
-        views = cameras[start : start + batch]
-        scale = _depth_scale(points, views)
-        yield _stack(
-            [_splat_one(points.xyz, values, views.w2c[i], views.K[i], views.size, scale) for i in range(len(views))]
-        )
+def splat_views(points: Points, cameras: Cameras, batch: int = VIEWS_PER_BATCH) -> Iterator[Warp]:
+    """`splat`, one view at a time, so that a long path never has to fit in memory."""
+    xyz = points.xyz.T.contiguous()
+    workers = min(WORKERS, torch.get_num_threads(), batch, len(cameras)) if xyz.device.type == "cpu" else 1
+    with ThreadPoolExecutor(workers) as pool:
+        # made by the threads that write on them, because inference mode belongs to a thread and marks its tensors
+        desks = list(pool.map(_Desk, [points] * workers))
+        for start in range(0, len(cameras), batch):
+            views = cameras[start : start + batch]
+            steepness = STEEPNESS / (_depth_scale(xyz, views, points.complete) + 1e-7)
+            for first in range(0, len(views), workers):
+                some = [views[i] for i in range(first, min(first + workers, len(views)))]
+                yield from pool.map(_splat_one, [xyz] * len(some), desks, some, [steepness] * len(some))
 
 
-def _stack(views: list[tuple[Tensor, Tensor, Tensor]]) -> Warp:
-    return Warp(*(torch.stack(parts) for parts in zip(*views, strict=True)))
+class _Desk:
+    """What one worker writes on, block after block and view after view: fresh memory would cost more than the arithmetic."""
+
+    def __init__(self, points: Points):
+        count, empty = len(points.xyz), points.xyz.new_empty
+        block = min(BLOCK, count)
+        # features, a column for depth, a column of ones that gathers the weights
+        self.values = torch.cat([points.features, points.xyz.new_zeros(count, 1), points.xyz.new_ones(count, 1)], 1)
+        self.cells, self.weights = empty(count, 4, dtype=torch.int32), empty(count, 4)
+        self.local, self.products = empty(3, block), empty(4, block)
+        self.pixels, self.low, self.high = empty(2, block), empty(2, block), empty(2, block)
+        self.nearness, self.other = empty(block), empty(block)
 
 
-def _depth_scale(points: Points, cameras: Cameras) -> float:
-    """log1p of the largest z of any point in any of the cameras (at least 0)."""
-    farthest = [cameras.w2c[:, 2, 3].max()] if not points.complete else []
-    farthest += [(points.xyz @ row[:3] + row[3]).max() for row in cameras.w2c[:, 2] if len(points.xyz)]
+def _depth_scale(xyz: Tensor, cameras: Cameras, complete: bool) -> float:
+    """log1p of the largest z of any point (3, N) in any of the cameras (at least 0)."""
+    farthest = [cameras.w2c[:, 2, 3].max()] if not complete else []
+    farthest += [torch.addmm(w2c[2:3, 3:], w2c[2:3, :3], xyz).max() for w2c in cameras.w2c if xyz.numel()]
     return float(torch.log1p(torch.stack(farthest).max().clamp_min(0))) if farthest else 0.0
 
 
-def _splat_one(xyz: Tensor, values: Tensor, w2c: Tensor, K: Tensor, size: tuple[int, int], scale: float):
-    """One view. `values` (N, C + 2): features, a column for depth, a column of ones that gathers the weights."""
-    height, width = size
-    local = torch.addmm(w2c[:3, 3], xyz, w2c[:3, :3].T)
-    z = local[:, 2].contiguous()
-    pixels = (local @ K.T)[:, :2] / (z + 1e-7)[:, None]
-    nearness = torch.exp(-(STEEPNESS / (scale + 1e-7) * torch.log1p(z.clamp_min(0))).clamp_max_(80)) * (z > 0)
-    # a ring of one pixel around the picture takes what falls beside it
-    x = torch.nan_to_num(pixels[:, 0] + 1).clamp_(0, width + 1)
-    y = torch.nan_to_num(pixels[:, 1] + 1).clamp_(0, height + 1)
-    x0, y0 = x.floor(), y.floor()
-    fx, fy = x - x0, y - y0
-    cell = (y0 * (width + 2) + x0).int()
-    right, below = (fx > 0).int(), (fy > 0).int() * (width + 2)
-    # on an exact pixel floor and ceil are the same and the reference counts it twice
-    wx, wy = torch.where(fx > 0, fx, 1.0), torch.where(fy > 0, fy, 1.0) * nearness
-    vx, vy = 1 - fx, (1 - fy) * nearness
-    values[:, -2] = z
-    cells = torch.stack([cell, cell + right, cell + below, cell + right + below], 1)
-    weights = torch.stack([vx * vy, wx * vy, vx * wy, wx * wy], 1)
-    total = _scatter(cells, weights, values, (height + 2) * (width + 2)).view(height + 2, width + 2, -1)[1:-1, 1:-1]
-    weight = total[..., -1:]
+def _splat_one(xyz: Tensor, desk: _Desk, camera: Cameras, steepness: float) -> Warp:
+    """One view of points (3, N)."""
+    height, width = camera.size
+    for start in range(0, xyz.shape[1], BLOCK):
+        _corners(xyz, slice(start, start + BLOCK), desk, camera, steepness)
+    total = _scatter(desk.cells, desk.weights, desk.values, (height + 2) * (width + 2))
+    total = total.view(1, height + 2, width + 2, -1)[:, 1:-1, 1:-1]
+    weight = total[..., -1]
     seen = weight > 0
-    mean = torch.where(seen, total[..., :-1] / torch.where(seen, weight, 1.0), 0.0)
-    return mean[..., :-1], mean[..., -1], seen[..., 0]
+    share = torch.where(seen, weight, 1.0).reciprocal_()  # where nothing was seen, nothing was gathered either
+    return Warp(total[..., :-2] * share[..., None], total[..., -2] * share, seen)
+
+
+def _corners(xyz: Tensor, some: slice, desk: _Desk, camera: Cameras, steepness: float) -> None:
+    """For some points (3, N), onto the desk: their z, their four neighbours on a picture with a ring around it, and weights."""
+    height, width = camera.size
+    xyz = xyz[:, some]
+    local, pixels, low, high, products = (
+        scratch[:, : xyz.shape[1]] for scratch in (desk.local, desk.pixels, desk.low, desk.high, desk.products)
+    )
+    nearness, other = desk.nearness[: xyz.shape[1]], desk.other[: xyz.shape[1]]
+    # not addmm: it adds the translation first, and then rounds differently from everybody else
+    torch.mm(camera.w2c[0, :3, :3], xyz, out=local).add_(camera.w2c[0, :3, 3:])
+    desk.values[some, -2] = z = local[2]
+    # the factor 0 or 1 is for what is behind the camera
+    torch.sign(torch.clamp_min(z, 0, out=nearness), out=other)
+    nearness.log1p_().mul_(-steepness).clamp_min_(-80).exp_().mul_(other)
+    torch.mm(camera.K[0, :2], local, out=pixels)
+    pixels.div_(torch.add(z, 1e-7, out=other)).add_(1).nan_to_num_()
+    # a ring of one pixel around the picture takes what falls beside it
+    pixels[0].clamp_(0, width + 1)
+    pixels[1].clamp_(0, height + 1)
+    # on an exact pixel floor and ceil are the same and count it twice, as in the reference
+    torch.floor(pixels, out=low)
+    torch.ceil(pixels, out=high)
+    (left, above), (right, below) = low.int(), high.int()
+    above.mul_(width + 2)
+    below.mul_(width + 2)
+    torch.stack([above + left, above + right, below + left, below + right], 1, out=desk.cells[some])
+    low.sub_(pixels).add_(1)
+    torch.sub(pixels, high, out=high).add_(1)
+    low[1].mul_(nearness)
+    high[1].mul_(nearness)
+    for product, x, y in zip(products, (low[0], high[0]) * 2, (low[1], low[1], high[1], high[1]), strict=True):
+        torch.mul(x, y, out=product)
+    # torch interleaves integers several times faster than floats
+    torch.stack(products.view(torch.int32).unbind(), 1, out=desk.weights[some].view(torch.int32))
 
 
 def _scatter(cells: Tensor, weights: Tensor, values: Tensor, count: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from lyra_core import warp
 from lyra_core.camera import Cameras, pinhole, quaternion_to_rotation
-from lyra_core.warp import FAR, Points, lift, merge, reliable, splat, splat_batches
+from lyra_core.warp import FAR, Points, lift, merge, reliable, splat, splat_views
 
 SIZE = (14, 18)
 HOLES = {
@@ -269,11 +269,11 @@ def test_broken_depth_neither_crashes_nor_leaves_broken_numbers(value):
             assert found.depth.max() <= 1.2 * FAR and found.features.abs().max() <= 1.0001
 
 
-def test_batches_come_one_by_one_and_are_the_whole_warp():
+def test_views_come_one_by_one_and_are_the_whole_warp():
     depth, colours = scene()
     points = lift(depth, TARGETS[0], colours)
-    pieces = list(splat_batches(points, TARGETS, 2))
-    assert [len(piece.depth) for piece in pieces] == [2, 2, 1]
+    pieces = list(splat_views(points, TARGETS, 2))
+    assert [len(piece.depth) for piece in pieces] == [1] * 5
     whole = splat(points, TARGETS, 2)
     assert torch.equal(whole.features, torch.cat([piece.features for piece in pieces]))
     assert torch.equal(whole.depth, torch.cat([piece.depth for piece in pieces]))

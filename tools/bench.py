@@ -27,7 +27,7 @@ from lyra_core import preview, trajectory  # noqa: E402
 from lyra_core.camera import Cameras, pinhole  # noqa: E402
 from lyra_core.depth import room_box  # noqa: E402
 from lyra_core.memory import Keyframe, retrieve  # noqa: E402
-from lyra_core.warp import lift, splat, splat_batches  # noqa: E402
+from lyra_core.warp import lift, splat, splat_views  # noqa: E402
 from lyra_core.world import World, append, begin, plan  # noqa: E402
 
 SIZE = (480, 832)
@@ -130,7 +130,7 @@ def bench_warp() -> Iterator[Result]:
 
     def ours() -> None:
         for source in sources:
-            for _ in splat_batches(lift(depth, source, colours), cameras):
+            for _ in splat_views(lift(depth, source, colours), cameras):
                 pass
 
     def plain() -> None:
