@@ -32,9 +32,8 @@ class Keyframe:
     @cached_property
     def reach(self) -> tuple[float, float]:
         """The nearest and the farthest depth that is remembered; infinity and 0 if none is known."""
-        known = self.depth[::STRIDE, ::STRIDE].flatten()
-        known = known[known > 0]
-        return (float(known.min()), float(known.max())) if len(known) else (float("inf"), 0.0)
+        depth = self.depth[::STRIDE, ::STRIDE].contiguous()
+        return float(torch.where(depth > 0, depth, float("inf")).min()), float(depth.max())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 Images are (H, W, 3) or (F, H, W, 3) in 0..1; every function returns plain numbers, or a record of them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -13,27 +14,27 @@ from torch.nn.functional import conv2d, grid_sample
 
 from .camera import Cameras, project, unproject
 
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5       # Wang et al. 2004, as are the two stabilisers
-SSIM_C1, SSIM_C2 = 0.01 ** 2, 0.03 ** 2
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # Wang et al. 2004, as are the two stabilisers
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 
 
 @dataclass(frozen=True)
 class Revisits:
-    """How alike the P frames of a way back are to those of the way out that were taken from the same place."""
+    """How alike P frames that come back are to the earlier ones that were taken from the same place."""
 
-    outgoing: tuple[int, ...]   # frame numbers on the way out
-    returning: tuple[int, ...]  # the frame on the way back that is paired with each of them
-    psnr: tuple[float, ...]     # dB, of each pair
-    mean: float                 # dB, mean over the pairs
-    pooled: float               # dB, of the squared error over all pixels of all pairs
+    outgoing: tuple[int, ...]  # the earlier frames
+    returning: tuple[int, ...]  # the frame that comes back to each of them
+    psnr: tuple[float, ...]  # dB, of each pair
+    mean: float  # dB, mean over the pairs
+    pooled: float  # dB, of the squared error over all pixels of all pairs
 
 
 @dataclass(frozen=True)
 class ColorDrift:
     """How far the colours of F frames have moved away from the first frame's."""
 
-    mean: tuple[float, ...]     # distance of the frame's mean colour, RGB in 0..1
-    std: tuple[float, ...]      # distance of its standard deviations, i.e. of the contrast
+    mean: tuple[float, ...]  # distance of the frame's mean colour, RGB in 0..1
+    std: tuple[float, ...]  # distance of its standard deviations, i.e. of the contrast
 
 
 def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
@@ -47,7 +48,9 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
 def _squared_error(a: Tensor, b: Tensor, mask: Tensor | None) -> tuple[float, int]:
     """Sum of the squared differences and how many numbers are in it."""
     if a.shape != b.shape:
-        raise ValueError(f"images of shapes {tuple(a.shape)} and {tuple(b.shape)} can't be compared; resize one of them")
+        raise ValueError(
+            f"images of shapes {tuple(a.shape)} and {tuple(b.shape)} can't be compared; resize one of them"
+        )
     squares = (a - b).double().square()
     squares = squares if mask is None else squares[mask]
     return float(squares.sum()), squares.numel()
@@ -61,8 +64,10 @@ def _decibels(total: float, count: int) -> float:
 def ssim(a: Tensor, b: Tensor) -> float:
     """Mean structural similarity, 1 for equal images, with the usual gaussian window, without any padding."""
     if a.shape != b.shape or min(a.shape[-3:-1]) < SSIM_WINDOW:
-        raise ValueError(f"images of shapes {tuple(a.shape)} and {tuple(b.shape)}: they must have one shape, and at least "
-                         f"{SSIM_WINDOW} pixels a side")
+        raise ValueError(
+            f"images of shapes {tuple(a.shape)} and {tuple(b.shape)}: they must have one shape, and at least "
+            f"{SSIM_WINDOW} pixels a side"
+        )
     x, y = (image.movedim(-1, -3).reshape(-1, 1, *image.shape[-3:-1]).double() for image in (a, b))
     reach = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
     bell = torch.softmax(-0.5 * (reach / SSIM_SIGMA) ** 2, 0)
@@ -76,37 +81,48 @@ def ssim(a: Tensor, b: Tensor) -> float:
     return float(similarity.mean())
 
 
-def revisit_psnr(frames: Sequence[Tensor], cameras: Cameras, seen: Sequence[Tensor] | None = None,
-                 tolerance: float = 0.02, scale: float | None = None) -> Revisits:
-    """Compare each frame of a way back with the frame of the way out whose camera is nearest, where one is near enough.
+def revisit_psnr(
+    frames: Sequence[Tensor],
+    cameras: Cameras,
+    seen: Sequence[Tensor] | None = None,
+    tolerance: float = 0.02,
+    scale: float | None = None,
+) -> Revisits:
+    """Compare each frame that comes back to where an earlier one was taken with that earlier one.
 
-    frames: F of (H, W, 3); the way back begins after the frame whose camera is farthest from the first one's.
-    seen: F of (H, W) bool, pixels that aren't invented; those of the way out are compared, whether the way back has them
-    or had to invent them again.
+    frames: F of (H, W, 3). A frame comes back if its camera stands where an earlier one stood, the nearest such one, and
+    the path was elsewhere in between (ten times the tolerance away at least).
+    seen: F of (H, W) bool, pixels that aren't invented; those of the earlier frame are compared, whether the later one
+    has them or had to invent them again.
     tolerance: largest distance / scale + angle (radians) of two cameras that still stand in the same place.
     scale: scene units that weigh like one radian; without it, how far the path leads from its first camera.
     """
     apart = camera_distances(cameras, scale)
-    turn = int(apart[0].argmax())
-    if turn + 1 >= len(cameras):
-        raise ValueError(f"the path of {len(cameras)} cameras ends where it is farthest from its beginning: "
-                         "there is no way back to compare")
-    nearest = apart[turn + 1:, :turn + 1].min(1)
+    # row i: how far the path has been from camera i since then
+    left = torch.triu(apart).cummax(1).values > 10 * tolerance
+    came_back = torch.triu(left & (apart <= tolerance), 1)
+    nearest = torch.where(came_back, apart, float("inf")).min(0)
     pairs, errors = [], []
-    for back, out in enumerate(nearest.indices.tolist(), turn + 1):
-        if apart[back, out] > tolerance:
-            continue
+    for back in came_back.any(0).nonzero().flatten().tolist():
+        out = int(nearest.indices[back])
         total, count = _squared_error(frames[out], frames[back], None if seen is None else seen[out])
         if count:
             pairs.append((out, back))
             errors.append((total, count))
     if not pairs:
-        raise ValueError(f"no pair of frames to compare: the cameras of the way back come to {float(nearest.values.min()):.3g} "
-                         f"of those of the way out, the tolerance is {tolerance:.3g}, or no pixel was seen on the way out")
+        raise ValueError(
+            f"no pair of frames to compare: no camera of this path of {len(cameras)} comes back to within {tolerance:.3g} "
+            "of an earlier one after having been elsewhere, or no pixel was seen there"
+        )
     values = [_decibels(*error) for error in errors]
     pooled = _decibels(sum(total for total, _ in errors), sum(count for _, count in errors))
-    return Revisits(tuple(out for out, _ in pairs), tuple(back for _, back in pairs), tuple(values),
-                    sum(values) / len(values), pooled)
+    return Revisits(
+        tuple(out for out, _ in pairs),
+        tuple(back for _, back in pairs),
+        tuple(values),
+        sum(values) / len(values),
+        pooled,
+    )
 
 
 def camera_distances(cameras: Cameras, scale: float | None = None) -> Tensor:
@@ -117,11 +133,18 @@ def camera_distances(cameras: Cameras, scale: float | None = None) -> Tensor:
         scale = float(apart[0].max()) or 1.0
     # the chord between rotations, unlike the arc cosine of their trace, is precise for small angles
     chord = torch.cdist(R.flatten(1), R.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
-    return apart / scale + 2 * torch.asin((chord / 8 ** 0.5).clamp_max(1))
+    return apart / scale + 2 * torch.asin((chord / 8**0.5).clamp_max(1))
 
 
-def reprojection_error(frame_a: Tensor, depth_a: Tensor, camera_a: Cameras, frame_b: Tensor, camera_b: Cameras,
-                       depth_b: Tensor | None = None, tolerance: float = 0.05) -> float:
+def reprojection_error(
+    frame_a: Tensor,
+    depth_a: Tensor,
+    camera_a: Cameras,
+    frame_b: Tensor,
+    camera_b: Cameras,
+    depth_b: Tensor | None = None,
+    tolerance: float = 0.05,
+) -> float:
     """Mean absolute colour difference between a's pixels and what b shows where they project to.
 
     frame (H, W, 3), depth (H, W) z-depth with 0 = unknown, one camera each. With `depth_b`, pixels whose depth differs
@@ -138,9 +161,13 @@ def reprojection_error(frame_a: Tensor, depth_a: Tensor, camera_a: Cameras, fram
         u, v = pixels.nan_to_num().round().clamp(pixels.new_zeros(2), limit).long().unbind(1)
         visible &= (z - depth_b[v, u]).abs() <= tolerance * z
     if not visible.any():
-        raise ValueError("no pixel of the first view is visible in the second: they don't overlap, or their depths differ")
+        raise ValueError(
+            "no pixel of the first view is visible in the second: they don't overlap, or their depths differ"
+        )
     places = (2 * pixels[visible] / limit.clamp_min(1) - 1)[None, None]
-    shown = grid_sample(frame_b.movedim(-1, 0)[None], places, mode="bilinear", padding_mode="border", align_corners=True)
+    shown = grid_sample(
+        frame_b.movedim(-1, 0)[None], places, mode="bilinear", padding_mode="border", align_corners=True
+    )
     return float((shown[0, :, 0].T - frame_a[known][visible]).abs().mean())
 
 
