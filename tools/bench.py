@@ -266,8 +266,15 @@ def report_memory(chunks: int) -> None:
     path = walk(8 * MEMORY_FRAMES + 1, MEMORY_SIZE, MEMORY_FOCAL)
     for number in range(chunks):
         world = one_more(world, path[1 + number * MEMORY_FRAMES : 1 + (number + 1) * MEMORY_FRAMES])
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, stored_mib(world))
+    print(peak_mib(), stored_mib(world))
+
+
+def peak_mib() -> float:
+    """Peak memory of this process."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage tells there is inherited from the parent
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def bench_memory() -> Iterator[Result]:
