@@ -24,6 +24,7 @@ from .memory import Keyframe, SpatialMemory, retrieve
 KEYFRAME_STRIDE = 8  # every 8th frame enters the memory, and the last of each chunk
 CHUNK_FRAMES = 80  # 20 latents of the video VAE; other generators may make chunks of any length
 SIZE_MULTIPLE = 16  # the VAE's 8 times the transformer's 2
+LARGEST_SIDE = 2048  # pixels; 128 positions of the transformer's rotary embedding
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,16 @@ def _check_view(image: Tensor, depth: Tensor, camera: Cameras, size: tuple[int, 
             f"{name} is {width}x{height}; both sides must be multiples of {SIZE_MULTIPLE}: "
             f"put an Upscale Image node before it, to {better[1]}x{better[0]} for instance (480x832 is usual)"
         )
+    if max(height, width) > LARGEST_SIDE:
+        raise ValueError(
+            f"{name} is {width}x{height}; Lyra 2 reaches {LARGEST_SIDE} pixels a side: put an Upscale Image node before it, "
+            "480x832 is usual"
+        )
     for what, found in (("depth", tuple(depth.shape)), ("camera", camera.size), ("first view", size)):
         if found != (height, width):
             raise ValueError(f"{name} is {width}x{height} but its {what} is {found[1]}x{found[0]}; resize one of them")
+    if not torch.isfinite(image).all():
+        raise ValueError(f"{name} has NaN or infinite pixels; the node that made it failed")
     if not (torch.isfinite(depth).all() and (depth >= 0).all() and (depth > 0).any()):
         raise ValueError(
             f"{name}: its depth has NaN, infinite or negative numbers, or nothing known; make it with Lyra2Depth"
@@ -229,11 +237,13 @@ def append(
     if frames.shape != expected or frames.dtype != torch.uint8:
         raise ValueError(f"the plan asks for uint8 frames {expected}, found {frames.dtype} {tuple(frames.shape)}")
     if invented.shape != expected[:3] or invented.dtype != torch.bool:
-        raise ValueError(f"which pixels are invented: expected bool {expected[:3]}, found {invented.dtype} {tuple(invented.shape)}")
+        raise ValueError(
+            f"which pixels are invented: expected bool {expected[:3]}, found {invented.dtype} {tuple(invented.shape)}"
+        )
     keyframes = []
     for frame in keyframe_ids(plan):
         depth = depths.get(frame)
-        if depth is None or tuple(depth.shape) != world.size or not torch.isfinite(depth).all():
+        if depth is None or tuple(depth.shape) != world.size or not (torch.isfinite(depth) & (depth >= 0)).all():
             raise ValueError(
                 f"frame {frame} needs a finite depth of {world.size[1]}x{world.size[0]}, found "
                 f"{'none' if depth is None else tuple(depth.shape)}"

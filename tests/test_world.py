@@ -135,6 +135,8 @@ IMAGE, DEPTH, CAMERA = of_size(*SIZE)
         ((IMAGE, DEPTH[:32], CAMERA), "96x64 but its depth is 96x32"),
         ((IMAGE, DEPTH, pinhole((48, 96), FOCAL)), "96x64 but its camera is 96x48"),
         ((IMAGE, DEPTH, replace(CAMERA, w2c=2 * CAMERA.w2c)), "the photo: frame 0 has a rotation"),
+        ((torch.full_like(IMAGE, float("nan")), DEPTH, CAMERA), "the photo has NaN or infinite pixels"),
+        ((torch.zeros(1, 1, 3).expand(4320, 7680, 3), DEPTH, CAMERA), "7680x4320; Lyra 2 reaches 2048"),
         ((IMAGE, DEPTH, AWAY), "8 cameras"),
     ],
 )
