@@ -11,6 +11,7 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,13 +35,20 @@ PATH_SECONDS = 5.0          # how long a camera path without usable times takes
 DISTORTIONS = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
+CURVES = ("as the file says", "through the keyframes", "B-spline")
+
+
 def load_cameras(path: str | Path, frames: int | None = None, pose_scale: float = 1.0,
-                 size: tuple[int, int] | None = None, stored_size: tuple[int, int] | None = None) -> Cameras:
+                 size: tuple[int, int] | None = None, stored_size: tuple[int, int] | None = None,
+                 curve: str = CURVES[0], motion: str = "uniform motion") -> Cameras:
     """Cameras from an npz, a camera-path or transforms.json, or a COLMAP folder, whichever `path` is.
 
     `frames`: so many from the beginning, or of the whole camera path. `pose_scale` multiplies distances from the
-    world's origin. `size` (height, width) rescales the intrinsics. `stored_size`: see `load_npz`.
+    world's origin. `size` (height, width) rescales the intrinsics. `stored_size`: see `load_npz`. For camera paths:
+    `curve`, one of CURVES, and `motion`, how frames are spread over it (see `trajectory.resample`).
     """
+    if curve not in CURVES:
+        raise ValueError(f"there is no curve {curve!r}; choose one of {', '.join(CURVES)}")
     path = Path(path)
     if path.is_dir():
         return _finished(load_colmap(path), path, frames, pose_scale, size)
@@ -58,7 +66,10 @@ def load_cameras(path: str | Path, frames: int | None = None, pose_scale: float 
     if frames is None or size is None:
         raise ValueError(f"{path}: a camera path has neither frames nor a picture size of its own; give `frames` "
                          f"and `size`, found {frames} and {size}")
-    return _finished(path_cameras(load_camera_path(path), size, frames), path, None, pose_scale, None)
+    camera_path = load_camera_path(path)
+    if curve != CURVES[0]:
+        camera_path = replace(camera_path, through_keys=curve == CURVES[1])
+    return _finished(path_cameras(camera_path, size, frames, motion), path, None, pose_scale, None)
 
 
 def _finished(cameras: Cameras, path: Path, frames: int | None, pose_scale: float,

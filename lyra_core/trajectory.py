@@ -573,8 +573,9 @@ def path_cameras(path: CameraPath, size: tuple[int, int], frames: int, by: str =
 
     An open B-spline starts and ends at its keys by `holds` repetitions of them. See `resample` for the rest.
     """
-    if not (path.loop or path.through_keys or by == "time" or holds == 0):
-        path = held(path, holds)
+    if not (path.loop or by == "time"):
+        # only the shape counts then; equal spacing makes sure that no key is left out, whatever its time stamp says
+        path = spaced(path, path.duration or 1.0) if path.through_keys or holds == 0 else held(path, holds)
     c2w, fov = evaluate(path, resample(path, frames, by, scale))
     K = torch.eye(3).repeat(frames, 1, 1)
     K[:, 0, 0] = K[:, 1, 1] = 0.5 * size[0] / torch.tan(torch.deg2rad(fov) / 2)

@@ -221,6 +221,22 @@ class LoadTrajectory(io.ComfyNode):
                     default="none",
                     tooltip="Texts per frame number, one per chunk is used.",
                 ),
+                io.Combo.Input(
+                    "curve",
+                    options=list(camera_files.CURVES),
+                    default=camera_files.CURVES[0],
+                    advanced=True,
+                    tooltip="For camera-path files: the reference's B-spline passes beside inner keyframes; the other curve "
+                    "meets every one of them.",
+                ),
+                io.Combo.Input(
+                    "motion",
+                    options=["uniform motion", "arc length", "time"],
+                    default="uniform motion",
+                    advanced=True,
+                    tooltip="For camera-path files: uniform motion moves and turns equally much in every frame; arc length is "
+                    "the reference's, which rushes through turns on the spot; time keeps the keyframes' rhythm.",
+                ),
             ],
             outputs=[
                 types.Cameras.Output(display_name="cameras"),
@@ -233,8 +249,10 @@ class LoadTrajectory(io.ComfyNode):
         return "".join(types.file_fingerprint(types.input_path(name)) for name in (file, captions) if name != "none")
 
     @classmethod
-    def execute(cls, file, frames, pose_scale, width, height, captions) -> io.NodeOutput:
-        cameras = camera_files.load_cameras(types.input_path(file), frames, pose_scale, (height, width))
+    def execute(cls, file, frames, pose_scale, width, height, captions, curve, motion) -> io.NodeOutput:
+        cameras = camera_files.load_cameras(
+            types.input_path(file), frames, pose_scale, (height, width), curve=curve, motion=motion
+        )
         texts = camera_files.load_captions(types.input_path(captions)) if captions != "none" else {}
         return io.NodeOutput(cameras, json.dumps({str(k): v for k, v in texts.items()}, ensure_ascii=False))
 

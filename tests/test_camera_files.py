@@ -307,3 +307,18 @@ def test_a_binary_colmap_model_is_named_as_such(tmp_path):
 def test_picture_names_must_be_as_many_as_cameras_and_different(cameras, tmp_path):
     with pytest.raises(ValueError, match="found 2, 1 of them different"):
         cf.save_colmap(tmp_path, cameras, ["a", "a"])
+
+
+def test_a_camera_path_follows_the_chosen_curve_and_starts_at_its_first_key_whatever_the_time_stamps(tmp_path):
+    path = [{"R": [0, 0, 0, 1], "T": [x, 0, z], "fov": 50.0, "timestamp": t, "up_dir": [0, 1, 0]}
+            for x, z, t in ((0, 0, 0.0), (1, 1, 2.0), (2, -1, 4.0), (3, 0, 6.0))]
+    file = tmp_path / "path.json"
+    file.write_text(json.dumps({"loop": False, "spline_order": 3, "path": path}))
+    keys = torch.tensor([p["T"] for p in path], dtype=torch.float32)
+    through, beside = (cf.load_cameras(file, 97, size=(48, 64), curve=c).centers for c in ("through the keyframes", "B-spline"))
+    assert torch.equal(cf.load_cameras(file, 97, size=(48, 64)).centers, beside)       # what the file says
+    for centers in (through, beside):
+        torch.testing.assert_close(centers[[0, -1]], keys[[0, -1]], atol=1e-4, rtol=0)
+    assert torch.cdist(keys, through).amin(1).max() < 0.05 < torch.cdist(keys, beside).amin(1).max()
+    with pytest.raises(ValueError, match="no curve 'straight'"):
+        cf.load_cameras(file, 97, size=(48, 64), curve="straight")

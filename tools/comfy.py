@@ -153,7 +153,7 @@ def ensure_environment(host: Path) -> Path:
         return python
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         raise SystemExit(f"this is Python {sys.version.split()[0]}; the host needs 3.10 to 3.13")
-    say(f"setting up the environment in {python.parent.parent} (once, about 2.5 GB without CUDA) ...")
+    say(f"setting up the environment in {python.parent.parent} (once, about 2.8 GB without CUDA) ...")
     with contextlib.suppress(FileNotFoundError):
         stamp.unlink()
     if not python.exists():
