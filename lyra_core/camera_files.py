@@ -28,7 +28,8 @@ from .camera import (
     rotation_to_quaternion,
     to_corner_origin,
 )
-from .trajectory import CameraPath, PathKey, path_cameras, scale, spaced
+from .camera_path import CameraPath, PathKey, path_cameras, spaced
+from .trajectory import scale
 
 CHUNK_FRAMES = 80           # new frames per chunk of the Lyra 2 weights
 PATH_SECONDS = 5.0          # how long a camera path without usable times takes
@@ -45,7 +46,7 @@ def load_cameras(path: str | Path, frames: int | None = None, pose_scale: float 
 
     `frames`: so many from the beginning, or of the whole camera path. `pose_scale` multiplies distances from the
     world's origin. `size` (height, width) rescales the intrinsics. `stored_size`: see `load_npz`. For camera paths:
-    `curve`, one of CURVES, and `motion`, how frames are spread over it (see `trajectory.resample`).
+    `curve`, one of CURVES, and `motion`, how frames are spread over it (see `camera_path.resample`).
     """
     if curve not in CURVES:
         raise ValueError(f"there is no curve {curve!r}; choose one of {', '.join(CURVES)}")

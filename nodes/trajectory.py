@@ -9,7 +9,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..lyra_core import camera_files, path_picture
+from ..lyra_core import camera_files, camera_path, path_picture, presets
 from ..lyra_core import trajectory as paths
 from ..lyra_core.camera import unproject
 from ..lyra_core.world import CHUNK_FRAMES, to_float
@@ -50,7 +50,7 @@ def _preset_option(name: str) -> io.DynamicCombo.Option:
     if name not in WITHOUT_DIRECTION:
         inputs.append(
             _direction(
-                list(paths.DIRECTIONS), "Which way. Most paths only tell 'right' from the rest, as in the reference."
+                list(presets.DIRECTIONS), "Which way. Most paths only tell 'right' from the rest, as in the reference."
             )
         )
     if name in RADIANS:
@@ -80,7 +80,7 @@ def _preset_option(name: str) -> io.DynamicCombo.Option:
 class PresetTrajectory(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        notes = "; ".join(f"{name}: {note}" for name, note in paths.PRESET_NOTES.items())
+        notes = "; ".join(f"{name}: {note}" for name, note in presets.PRESET_NOTES.items())
         return io.Schema(
             node_id="Lyra2PresetTrajectory",
             display_name="Lyra 2 Preset Trajectory",
@@ -90,7 +90,7 @@ class PresetTrajectory(io.ComfyNode):
                 types.Depth.Input("depth", tooltip="Gives the camera and the scene's depth."),
                 io.DynamicCombo.Input(
                     "preset",
-                    options=[_preset_option(name) for name in sorted(paths.PRESETS)],
+                    options=[_preset_option(name) for name in sorted(presets.PRESETS)],
                     tooltip="The camera move.",
                 ),
                 _frames(),
@@ -105,7 +105,7 @@ class PresetTrajectory(io.ComfyNode):
     @classmethod
     def execute(cls, depth, preset, frames, seed, start=None) -> io.NodeOutput:
         return io.NodeOutput(
-            paths.preset(
+            presets.preset(
                 preset["preset"],
                 _start_camera(depth, start),
                 frames,
@@ -296,7 +296,7 @@ class SaveTrajectory(io.ComfyNode):
             "npz": camera_files.save_npz,
             "nerfstudio transforms.json": camera_files.save_transforms,
             "colmap text": camera_files.save_colmap,
-            "camera path json": lambda path, c: camera_files.save_camera_path(path, paths.path_of(c)),
+            "camera path json": lambda path, c: camera_files.save_camera_path(path, camera_path.path_of(c)),
         }[format]
         write(file, cameras)
         return io.NodeOutput(ui={"files": [{"filename": file.name, "subfolder": subfolder, "type": "output"}]})

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lyra_core import camera_path, presets
 from lyra_core import trajectory as tr
 from lyra_core.camera import Cameras, check, join, pinhole, quaternion_to_rotation, unproject
 
@@ -35,14 +36,14 @@ def straight(frames, end):
 
 def key(x, y, z, yaw=0.0, fov=50.0, timestamp=0.0):
     c, s = math.cos(yaw), math.sin(yaw)
-    return tr.PathKey(torch.tensor([[c, 0, s, x], [0, 1, 0, y], [-s, 0, c, z]]), fov, timestamp)
+    return camera_path.PathKey(torch.tensor([[c, 0, s, x], [0, 1, 0, y], [-s, 0, c, z]]), fov, timestamp)
 
 
 KEYS = (key(0, 0, 0), key(1, 0.2, 1, 0.5, 60), key(1.1, 0, 1.3, 1.5, 55), key(-2, 1, 3, 2.5, 40))
 
 
 def path(**settings):
-    return tr.spaced(tr.CameraPath(KEYS, **settings), 4.0)
+    return camera_path.spaced(camera_path.CameraPath(KEYS, **settings), 4.0)
 
 
 def same(a, b, tolerance=1e-5):
@@ -62,28 +63,28 @@ def turns(c2w):
 START = Cameras(wander().w2c[5:6], wander().K[5:6], SIZE)
 
 
-@pytest.mark.parametrize("name", tr.PRESETS)
-@pytest.mark.parametrize("direction", tr.DIRECTIONS)
+@pytest.mark.parametrize("name", presets.PRESETS)
+@pytest.mark.parametrize("direction", presets.DIRECTIONS)
 def test_every_preset_gives_rigid_cameras_that_begin_at_the_start(name, direction):
-    cameras = check(tr.preset(name, START, 12, 3.0, direction, 0.3))
+    cameras = check(presets.preset(name, START, 12, 3.0, direction, 0.3))
     assert len(cameras) == (23 if name.startswith("back") else 12)
     near_start = {"spiral_center": 0.2, "rotate_spot_noise": 1e-3}.get(name, 3e-3 if "noise" in name else 1e-5)
     assert (cameras.w2c[0] - START.w2c[0]).abs().max() < near_start
 
 
 def test_there_are_27_presets_and_every_note_is_about_one():
-    assert len(tr.PRESETS) == 27
-    assert tr.PRESET_NOTES.keys() <= tr.PRESETS.keys() and tr.FOCAL_FACTORS.keys() <= tr.PRESETS.keys()
+    assert len(presets.PRESETS) == 27
+    assert presets.PRESET_NOTES.keys() <= presets.PRESETS.keys() and presets.FOCAL_FACTORS.keys() <= presets.PRESETS.keys()
 
 
 def test_a_preset_moves_as_the_start_camera_sees_the_world():
     at_origin = Cameras(torch.eye(4)[None], START.K, SIZE)
-    moved, plain = (tr.preset("orbit_horizontal", start, 9, 2.0, "left", 0.8) for start in (START, at_origin))
+    moved, plain = (presets.preset("orbit_horizontal", start, 9, 2.0, "left", 0.8) for start in (START, at_origin))
     assert_close(moved.w2c, plain.w2c @ START.w2c)
 
 
 def test_an_orbit_keeps_its_distance_and_looks_at_the_centre():
-    cameras = tr.preset("orbit_vertical", pinhole(SIZE, 60), 15, 2.5, "up", 1.2)
+    cameras = presets.preset("orbit_vertical", pinhole(SIZE, 60), 15, 2.5, "up", 1.2)
     centre = torch.tensor([0, 0, 2.5])
     assert_close((cameras.centers - centre).norm(dim=1), torch.full((15,), 2.5))
     local = cameras.w2c @ torch.tensor([0, 0, 2.5, 1.0])
@@ -92,14 +93,14 @@ def test_an_orbit_keeps_its_distance_and_looks_at_the_centre():
 
 
 def test_a_turn_on_the_spot_takes_its_strength_in_degrees():
-    cameras = tr.preset("rotate_spot", pinhole(SIZE, 60), 11, 2.0, "right", 40.0)
+    cameras = presets.preset("rotate_spot", pinhole(SIZE, 60), 11, 2.0, "right", 40.0)
     assert_close(turns(cameras.c2w).sum().item(), math.radians(40), atol=1e-4, rtol=0)
     assert cameras.centers.abs().max() == 0
 
 
 @pytest.mark.parametrize("name, sign", [("rotate_zoom_in", 1), ("rotate_zoom_out", -1)])
 def test_a_rotate_zoom_turns_by_20_degrees_and_then_moves(name, sign):
-    cameras = tr.preset(name, pinhole(SIZE, 60), 12, 2.0, "left", 0.5)
+    cameras = presets.preset(name, pinhole(SIZE, 60), 12, 2.0, "left", 0.5)
     angle = turns(cameras.c2w)
     assert_close(angle[:5].sum().item(), math.radians(20), atol=1e-4, rtol=0)
     assert angle[5:].max() < 1e-3 and cameras.centers[:7].abs().max() < 1e-6
@@ -108,10 +109,10 @@ def test_a_rotate_zoom_turns_by_20_degrees_and_then_moves(name, sign):
 
 
 def test_noise_depends_on_the_generator_alone_and_spares_the_way_itself():
-    draws = [tr.preset("horizontal_noise", START, 9, 2.0, generator=torch.Generator().manual_seed(seed))
+    draws = [presets.preset("horizontal_noise", START, 9, 2.0, generator=torch.Generator().manual_seed(seed))
              for seed in (1, 1, 2)]
     assert torch.equal(draws[0].w2c, draws[1].w2c) and not torch.equal(draws[0].w2c, draws[2].w2c)
-    local = tr.preset("horizontal_noise", pinhole(SIZE, 60), 9, 2.0)
+    local = presets.preset("horizontal_noise", pinhole(SIZE, 60), 9, 2.0)
     assert_close(local.centers[:, 0], torch.arange(9) * (0.4 / 9), atol=1e-6, rtol=0)
     assert 0 < local.centers[:, 1:].abs().max() < 1e-3
 
@@ -120,20 +121,20 @@ def test_the_simple_presets_slide_to_where_their_name_says_without_turning():
     for name, direction, way in (
             ("horizontal_simple", "right", (1, 0, 0)), ("horizontal_simple", "left", (-1, 0, 0)),
             ("vertical_simple", "up", (0, -1, 0)), ("vertical_simple", "down", (0, 1, 0))):
-        cameras = tr.preset(name, pinhole(SIZE, 60), 9, 2.0, direction, 0.5)
+        cameras = presets.preset(name, pinhole(SIZE, 60), 9, 2.0, direction, 0.5)
         assert_close(cameras.centers[-1], torch.tensor(way, dtype=torch.float32))
         assert_close(cameras.w2c[:, :3, :3], torch.eye(3).expand(9, 3, 3))
 
 
 def test_a_bent_zoom_sags_by_a_fixed_share_of_its_way():
     for direction, share in (("right", 0.04), ("left", 0.12)):
-        centers = tr.preset("horizontal_zoom_bend", pinhole(SIZE, 60), 9, 2.0, direction, 0.5).centers
+        centers = presets.preset("horizontal_zoom_bend", pinhole(SIZE, 60), 9, 2.0, direction, 0.5).centers
         assert_close(centers[:, 1], share * centers[:, 2], atol=1e-6, rtol=0)
 
 
 def test_dolly_zoom_alone_changes_the_lens():
-    changed = {name for name in tr.PRESETS if not torch.equal(
-        tr.preset(name, START, 6, 3.0).K, START.K.repeat(11 if name.startswith("back") else 6, 1, 1))}
+    changed = {name for name in presets.PRESETS if not torch.equal(
+        presets.preset(name, START, 6, 3.0).K, START.K.repeat(11 if name.startswith("back") else 6, 1, 1))}
     assert changed == {"dolly_zoom"}
 
 
@@ -144,7 +145,7 @@ def test_dolly_zoom_alone_changes_the_lens():
 def test_a_preset_refuses_what_it_cannot_do(wrong, says):
     asked = dict(name="horizontal", start=START, frames=9, center_depth=2.0, direction="left", strength=0.2)
     with pytest.raises(ValueError, match=says):
-        tr.preset(**asked | wrong)
+        presets.preset(**asked | wrong)
 
 
 # zoom
@@ -217,7 +218,7 @@ def keys_of(p):
 def test_a_curve_through_the_keys_meets_every_one(settings, loop):
     p = path(loop=loop, **settings)
     at_keys = torch.arange(4) / (4 if loop else 3)
-    c2w, fov = tr.evaluate(p, at_keys)
+    c2w, fov = camera_path.evaluate(p, at_keys)
     assert_close(c2w[:, :3], keys_of(p)[0], atol=2e-5, rtol=0)
     assert_close(fov, keys_of(p)[1], atol=1e-3, rtol=0)
 
@@ -225,23 +226,23 @@ def test_a_curve_through_the_keys_meets_every_one(settings, loop):
 @pytest.mark.parametrize("order", [2, 3])
 def test_a_b_spline_cuts_corners_but_is_held_to_its_ends(order):
     p = path(spline_order=order)
-    c2w, _ = tr.evaluate(p, torch.tensor([1 / 3]))
+    c2w, _ = camera_path.evaluate(p, torch.tensor([1 / 3]))
     assert (c2w[0, :3, 3] - KEYS[1].c2w[:, 3]).norm() > 0.03
-    cameras = tr.path_cameras(p, SIZE, 30)
+    cameras = camera_path.path_cameras(p, SIZE, 30)
     assert_close(cameras.c2w[[0, -1], :3], keys_of(p)[0][[0, -1]], atol=1e-5, rtol=0)
     assert_close(cameras.fov[[0, -1]].rad2deg(), keys_of(p)[1][[0, -1]], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("settings", [dict(spline_order=1), dict(spline_order=3), dict(through_keys=True)])
 def test_a_turn_past_half_a_circle_goes_the_short_way(settings):
-    p = tr.spaced(tr.CameraPath(tuple(key(0, 0, i, 2.9 + 0.2 * i) for i in range(4)), **settings), 1)
-    c2w, _ = tr.evaluate(p, torch.linspace(0, 1, 31))
+    p = camera_path.spaced(camera_path.CameraPath(tuple(key(0, 0, i, 2.9 + 0.2 * i) for i in range(4)), **settings), 1)
+    c2w, _ = camera_path.evaluate(p, torch.linspace(0, 1, 31))
     assert turns(c2w).sum() < 0.61 and turns(c2w).max() < 0.04
 
 
 def test_the_curve_through_the_keys_has_no_kink():
     t = torch.linspace(0, 1, 3001, dtype=torch.float64)
-    c2w, _ = tr.evaluate(path(through_keys=True), t)
+    c2w, _ = camera_path.evaluate(path(through_keys=True), t)
     direction = torch.nn.functional.normalize(c2w[::10, :3, 3].diff(dim=0), dim=1)
     assert (direction[1:] * direction[:-1]).sum(1).min() > 0.98
     rate = turns(c2w[::10])
@@ -250,8 +251,8 @@ def test_the_curve_through_the_keys_has_no_kink():
 
 def test_keys_on_one_spot_leave_the_curve_there():
     keys = key(0, 0, 0), key(1, 0, 0), key(1, 0, 0, 1.5), key(2, 0, 0, 1.5)
-    p = tr.spaced(tr.CameraPath(keys, through_keys=True), 1)
-    c2w, fov = tr.evaluate(p, torch.linspace(1 / 3, 2 / 3, 20))
+    p = camera_path.spaced(camera_path.CameraPath(keys, through_keys=True), 1)
+    c2w, fov = camera_path.evaluate(p, torch.linspace(1 / 3, 2 / 3, 20))
     assert (c2w[:, :3, 3] - torch.tensor([1.0, 0, 0])).norm(dim=1).max() < 0.1
     assert_close(fov, torch.full((20,), 50.0))
 
@@ -259,48 +260,48 @@ def test_keys_on_one_spot_leave_the_curve_there():
 def test_one_key_and_two_keys_make_paths_too():
     for keys in (KEYS[:1], KEYS[:2]):
         for through in (True, False):
-            cameras = tr.path_cameras(tr.CameraPath(keys, through_keys=through), SIZE, 7)
+            cameras = camera_path.path_cameras(camera_path.CameraPath(keys, through_keys=through), SIZE, 7)
             assert len(check(cameras)) == 7
             assert_close(cameras.c2w[0, :3], KEYS[0].c2w, atol=1e-5, rtol=0)
 
 
 def test_resampling_by_arc_length_makes_even_steps():
-    steps = tr.path_cameras(path(), SIZE, 60, "arc length").centers.diff(dim=0).norm(dim=1)
+    steps = camera_path.path_cameras(path(), SIZE, 60, "arc length").centers.diff(dim=0).norm(dim=1)
     assert steps.max() / steps.min() < 1.05
 
 
 def test_uniform_motion_does_not_rush_a_turn_on_the_spot():
-    p = tr.spaced(tr.CameraPath((key(0, 0, 0), key(0, 0, 2), key(0, 0, 2, 1.5), key(2, 0, 2, 1.5)), 1), 4.0)
-    rushed, even = (turns(tr.path_cameras(p, SIZE, 61, by, holds=0).c2w).max()
+    p = camera_path.spaced(camera_path.CameraPath((key(0, 0, 0), key(0, 0, 2), key(0, 0, 2, 1.5), key(2, 0, 2, 1.5)), 1), 4.0)
+    rushed, even = (turns(camera_path.path_cameras(p, SIZE, 61, by, holds=0).c2w).max()
                     for by in ("arc length", "uniform motion"))
     assert rushed > 0.7          # most of a right angle from one frame to the next
     assert even < 0.06
 
 
 def test_uniform_motion_weighs_travel_by_the_given_scale():
-    p = tr.spaced(tr.CameraPath((key(0, 0, 0), key(0, 0, 4), key(0, 0, 4, 1.0)), 1), 3.0)
-    t = tr.resample(p, 101, scale=4.0)       # the travel is worth one radian, as is the turn
+    p = camera_path.spaced(camera_path.CameraPath((key(0, 0, 0), key(0, 0, 4), key(0, 0, 4, 1.0)), 1), 3.0)
+    t = camera_path.resample(p, 101, scale=4.0)       # the travel is worth one radian, as is the turn
     assert int((t < 0.5).sum()) in (50, 51)
 
 
 def test_timing_is_kept_on_request():
-    stamped = tr.CameraPath((key(0, 0, 0, timestamp=1), key(0, 0, 1, timestamp=2), key(0, 0, 9, timestamp=5)), 1)
-    assert_close(tr.resample(stamped, 5, "time"), torch.linspace(0, 1, 5, dtype=torch.float64))
-    c2w, _ = tr.evaluate(stamped, torch.tensor([0.25, 0.5, 1.0]))
+    stamped = camera_path.CameraPath((key(0, 0, 0, timestamp=1), key(0, 0, 1, timestamp=2), key(0, 0, 9, timestamp=5)), 1)
+    assert_close(camera_path.resample(stamped, 5, "time"), torch.linspace(0, 1, 5, dtype=torch.float64))
+    c2w, _ = camera_path.evaluate(stamped, torch.tensor([0.25, 0.5, 1.0]))
     assert_close(c2w[:, 2, 3], torch.tensor([0.5, 1.0, 9.0]))       # times 0.5, 1 and 2 of stamps 1, 2
 
 
 def test_a_path_of_cameras_leads_through_them():
     cameras = Cameras(wander().w2c, pinhole(SIZE, 60.0, 21).K, SIZE)
-    again = tr.path_cameras(tr.path_of(cameras), SIZE, 21, "time")
+    again = camera_path.path_cameras(camera_path.path_of(cameras), SIZE, 21, "time")
     same(again, cameras, 2e-5)
 
 
 @pytest.mark.parametrize("make, says", [
-    (lambda: tr.CameraPath(()), "0 keys"), (lambda: tr.CameraPath(KEYS, 4), "order 4"),
-    (lambda: tr.evaluate(tr.CameraPath((key(0, 0, 0, timestamp=2), key(0, 0, 1, timestamp=1), key(0, 0, 2))),
+    (lambda: camera_path.CameraPath(()), "0 keys"), (lambda: camera_path.CameraPath(KEYS, 4), "order 4"),
+    (lambda: camera_path.evaluate(camera_path.CameraPath((key(0, 0, 0, timestamp=2), key(0, 0, 1, timestamp=1), key(0, 0, 2))),
                          torch.zeros(1)), "must not decrease"),
-    (lambda: tr.resample(path(), 1), "1 frames"), (lambda: tr.resample(path(), 9, "luck"), "'luck'")])
+    (lambda: camera_path.resample(path(), 1), "1 frames"), (lambda: camera_path.resample(path(), 9, "luck"), "'luck'")])
 def test_impossible_paths_are_refused(make, says):
     with pytest.raises(ValueError, match=says):
         make()

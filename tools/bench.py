@@ -25,7 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lyra_core import camera_files, metrics, preview, trajectory  # noqa: E402
+from lyra_core import camera_files, metrics, presets, preview, trajectory  # noqa: E402
 from lyra_core.camera import Cameras, pinhole  # noqa: E402
 from lyra_core.depth import room_box  # noqa: E402
 from lyra_core.memory import Keyframe, retrieve  # noqa: E402
@@ -59,7 +59,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def walk(frames: int, size: tuple[int, int] = SIZE, focal: float = FOCAL, way: float = 1.0) -> Cameras:
     """An orbit of a room, as the presets make it."""
-    return trajectory.preset("orbit_horizontal", pinhole(size, focal), frames, 4.0, "left", way)
+    return presets.preset("orbit_horizontal", pinhole(size, focal), frames, 4.0, "left", way)
 
 
 def room(size: tuple[int, int], focal: float) -> Tensor:

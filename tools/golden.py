@@ -23,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lyra_core import camera_files, trajectory  # noqa: E402
+from lyra_core import camera_files, camera_path, presets, trajectory  # noqa: E402
 from lyra_core.camera import Cameras, quaternion_to_rotation, unproject  # noqa: E402
 from lyra_core.correspondence import canonical_coordinates  # noqa: E402
 from lyra_core.memory import STRIDE, TOLERANCE, Keyframe, retrieve  # noqa: E402
@@ -110,7 +110,7 @@ def check_presets(golden: Golden) -> Iterator[Check]:
             continue
         start = Cameras(torch.tensor(case["initial_w2c"])[None], K[None], (480, 832))
         generator = None if case["seed"] is None else torch.Generator().manual_seed(case["seed"])
-        cameras = trajectory.preset(
+        cameras = presets.preset(
             case["trajectory"],
             start,
             case["video_len"],
@@ -190,18 +190,18 @@ def check_captions(golden: Golden) -> Iterator[Check]:
         yield Check(str(i), "wrong_captions", wrong, 0)
 
 
-def _path_of(case: dict) -> trajectory.CameraPath:
+def _path_of(case: dict) -> camera_path.CameraPath:
     keys = tuple(
-        trajectory.PathKey(torch.tensor(key["c2w"])[:3], key["fov"], key["timestamp"]) for key in case["keyframes"]
+        camera_path.PathKey(torch.tensor(key["c2w"])[:3], key["fov"], key["timestamp"]) for key in case["keyframes"]
     )
-    path = trajectory.CameraPath(keys, case["spline_order"], case["loop"])
-    return trajectory.spaced(path, case["equidistant"]) if case["equidistant"] else path
+    path = camera_path.CameraPath(keys, case["spline_order"], case["loop"])
+    return camera_path.spaced(path, case["equidistant"]) if case["equidistant"] else path
 
 
 def check_path_evaluation(golden: Golden) -> Iterator[Check]:
     for case in golden.json:
         path, samples = _path_of(case["input"]), case["output"]["samples"]
-        c2w, fov = trajectory.evaluate(path, torch.tensor(case["input"]["t"], dtype=torch.float64))
+        c2w, fov = camera_path.evaluate(path, torch.tensor(case["input"]["t"], dtype=torch.float64))
         expected = torch.tensor([sample["c2w"] for sample in samples]).view(-1, 3, 4)
         name = case["input"]["id"]
         yield Check(
@@ -228,11 +228,11 @@ def check_path_samples(golden: Golden) -> Iterator[Check]:
             yield Check(name, skip=f"campath_eval.json has no open cubic path {base}")
             continue
         path, frames, holds = _path_of(paths[base]), int(frames[1:]), int(holds.removeprefix("dup"))
-        times = trajectory.resample(trajectory.held(path, holds), frames, "arc length")
+        times = camera_path.resample(camera_path.held(path, holds), frames, "arc length")
         yield Check(name, "ts", relative(times, arrays[f"{name}|ts"]), PATH_LIMIT)
         for key in (key for key in arrays if key.startswith(f"{name}|focal")):
             height = int(key.rpartition("focal")[2])
-            cameras = trajectory.path_cameras(path, (height, 2 * height), frames, "arc length", holds=holds)
+            cameras = camera_path.path_cameras(path, (height, 2 * height), frames, "arc length", holds=holds)
             yield Check(name, "c2w", relative(cameras.c2w[:, :3], arrays[f"{name}|c2w"]), PATH_LIMIT)
             yield Check(name, "fov", relative(cameras.fov.rad2deg(), arrays[f"{name}|fov"]), PATH_LIMIT)
             yield Check(name, "focal", relative(cameras.K[:, 1, 1], arrays[key]), PATH_LIMIT)
@@ -359,7 +359,7 @@ def check_preset_files(golden: Golden) -> Iterator[Check]:
         if "noise" in which and which != "rotate_spot_noise":
             yield Check(name, skip="its noise was drawn from an unknown seed")
             continue
-        cameras = trajectory.preset(which, start, record["n"], record["center_depth"], direction, record["strength"])
+        cameras = presets.preset(which, start, record["n"], record["center_depth"], direction, record["strength"])
         yield Check(name, "w2c", relative(cameras.w2c, arrays[f"{name}_w2c"]), CAMERA_LIMIT)
         if f"{name}_K" in arrays:
             yield Check(name, "K", relative(cameras.K, arrays[f"{name}_K"]), CAMERA_LIMIT)
