@@ -171,12 +171,6 @@ def from_normalized(K: Tensor, size: tuple[int, int]) -> Tensor:
     return from_corner_origin(K * scale)
 
 
-def flip_yz(c2w: Tensor) -> Tensor:
-    """Camera-to-world (F, 4, 4) between OpenCV and OpenGL axes, for the camera *and* the world; its own inverse."""
-    flip = torch.diag(c2w.new_tensor([*AXES_FLIP, 1.0]))
-    return flip @ c2w @ flip
-
-
 def flip_camera_axes(c2w: Tensor) -> Tensor:
     """Camera-to-world (F, 4, 4) between OpenCV and OpenGL *camera* axes, in the same world (nerfstudio, Blender)."""
     return c2w @ torch.diag(c2w.new_tensor([*AXES_FLIP, 1.0]))

@@ -121,6 +121,7 @@ def generate(
     frames = torch.empty(count, *world.size, 3, dtype=torch.uint8)
     invented = torch.empty(count, *world.size, dtype=torch.bool)
     depths: dict[int, Tensor] = {}
+    keyframes = keyframe_ids(plan)
     sources = remembered_sources(world, plan)
     fresh: dict[int, Source] = {}
     for done, index in enumerate(coarse_to_fine(plan)):
@@ -129,7 +130,7 @@ def generate(
         image, made_up, depth = look_up([*sources, *(fresh[i] for i in near)], camera)
         frames[index], invented[index] = to_uint8(image), made_up
         frame = plan.first_frame + index
-        if frame in keyframe_ids(plan):
+        if frame in keyframes:
             depths[frame] = depth
             fresh[index] = _source(to_float(frames[index]), made_up, depth, camera, [*sources, *fresh.values()])
         on_frame(done + 1, count, frames[index])
@@ -199,7 +200,9 @@ def look_up(sources: list[Source], camera: Cameras) -> tuple[Tensor, Tensor, Ten
     return image, invented, depth
 
 
-def _find(sources: list[Source], camera: Cameras, depth: Tensor, image: Tensor, invented: Tensor, found: Tensor) -> None:
+def _find(
+    sources: list[Source], camera: Cameras, depth: Tensor, image: Tensor, invented: Tensor, found: Tensor
+) -> None:
     """Fill `image`, `invented` and `found` where the surface at `depth` is shown by a source, the first one that does."""
     points = unproject(depth[None], camera)[0]
     for source in sources:

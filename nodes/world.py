@@ -77,15 +77,13 @@ def _count_input():
     )
 
 
-def _continue(world, cameras) -> Cameras:
-    """The trajectory, after a word if it begins somewhere else than where the world stands."""
+def _warn_of_a_gap(world, cameras) -> None:
     gap = worlds.continuation(world, cameras)[1]
     if gap > 1e-3:
         log.warning(
             "the trajectory begins %.3g scene units from where the world stands; connect the world's cameras as its start",
             gap,
         )
-    return cameras
 
 
 class RetrieveHistory(io.ComfyNode):
@@ -125,7 +123,8 @@ class RetrieveHistory(io.ComfyNode):
 
     @classmethod
     def execute(cls, world, cameras, retrieve, views, chunk_frames) -> io.NodeOutput:
-        target = worlds.continuation(world, _continue(world, cameras))[0][:chunk_frames]
+        _warn_of_a_gap(world, cameras)
+        target = worlds.continuation(world, cameras)[0][:chunk_frames]
         plan = worlds.plan(world, target, retrieve, views)
         newest = world.memory[max(world.memory.frames)]
         shown = [worlds.to_float(world.frame(f)) for f in plan.retrieved or (newest.frame,)]
@@ -173,10 +172,11 @@ class PreviewChunks(io.ComfyNode):
 
     @classmethod
     def execute(cls, world, cameras, retrieve, chunk_frames, save_to, captions="") -> io.NodeOutput:
+        _warn_of_a_gap(world, cameras)
         texts = camera_files.load_captions(captions) if captions.strip() not in ("", "{}") else {}
         grown = preview.explore(
             world,
-            _continue(world, cameras),
+            cameras,
             chunk_frames=chunk_frames,
             count=retrieve,
             prompts=lambda chunk: (
