@@ -15,6 +15,7 @@ CORE = Path(__file__).resolve().parent.parent / "lyra_core"
 MAY_IMPORT = {
     "camera": set(),
     "framepack": set(),
+    "history": {"framepack"},
     "presets": {"camera"},
     "camera_path": {"camera"},
     "trajectory": {"camera", "camera_path", "presets"},

@@ -22,10 +22,9 @@ from comfy.model_management import supports_fp64
 from torch import Tensor, nn
 
 from ..framepack import PATCH, FramePackLayout, Segment
+from ..history import RAY_CHANNELS, SLOT_CHANNELS
 
 TEXT_TOKENS = 512  # the text is padded with zeros to exactly this length
-RAY_CHANNELS = 6 * 64  # ray origin and direction of the 8x8 pixels of a latent
-SLOT_CHANNELS = 4 * 64  # canonical x, y, slot and depth of the 8x8 pixels of a latent, per spatial slot
 OCTAVES = 2  # sine and cosine at pi and 2 pi
 
 
@@ -38,6 +37,15 @@ class HistoryMaps(NamedTuple):
 
     def to(self, *args) -> HistoryMaps:
         return HistoryMaps(*(tensor.to(*args) for tensor in self))
+
+    def at(self, frames: list[int], rows: slice, columns: slice) -> HistoryMaps:
+        """A part of the picture, and only some of the new latents."""
+        new = self.rays.shape[2] - self.latents.shape[2]
+        rays, correspondences = (
+            maps[:, :, [*range(maps.shape[2] - new), *(maps.shape[2] - new + frame for frame in frames)], rows, columns]
+            for maps in (self.rays, self.correspondences)
+        )
+        return HistoryMaps(self.latents[..., rows, columns], rays, correspondences)
 
 
 class HistoryTokens(NamedTuple):
@@ -52,8 +60,13 @@ class HistoryTokens(NamedTuple):
     def to(self, device) -> HistoryTokens:
         return HistoryTokens(*(tensor.to(device) for tensor in self))
 
-    def at(self, index: Tensor) -> HistoryTokens:
-        """The same for some of the L tokens; the history's own must all be among them."""
+    def at(self, frames: list[int]) -> HistoryTokens:
+        """The same for only some of the new latents."""
+        known = self.tokens.shape[1]
+        times = self.positions[0, known:, 0]
+        rows = (times == times[0]).sum()  # tokens of a latent: they share its time
+        new = torch.arange(len(times), device=times.device).unflatten(0, (-1, int(rows)))[frames].flatten()
+        index = torch.cat([torch.arange(known, device=times.device), known + new])
         return self._replace(
             positions=self.positions[:, index],
             rope=self.rope[:, index],
@@ -137,13 +150,14 @@ class Lyra2Model(WanModel):
     HistoryTokens; predicts the velocity (B, 16, T, h, w), noise minus image. h and w are even.
     """
 
-    def __init__(self, framepack: str, slots: int, rank: int, device=None, dtype=None, operations=None, **wan):
+    def __init__(self, framepack: str, rank: int, device=None, dtype=None, operations=None, **wan):
+        layout = FramePackLayout.parse(framepack)
+
         def block(*args, **kwargs):
-            return Lyra2Block(*args, slots=slots, rank=rank, **kwargs)
+            return Lyra2Block(*args, slots=layout.slots("spatial"), rank=rank, **kwargs)
 
         super().__init__(**wan, wan_attn_block_class=block, device=device, dtype=dtype, operations=operations)
-        self.layout = FramePackLayout.parse(framepack)
-        self.slots, self.rank = slots, rank
+        self.layout, self.rank = layout, rank
         # float32 as the host keeps the usual patch embedding
         self.clean_patch_embeddings = nn.ModuleList(
             operations.Linear(self.in_dim * prod(s.patch), self.dim, device=device, dtype=torch.float32)

@@ -1,0 +1,74 @@
+"""Checkpoints of random weights in the layouts of the released files: tiny ones for tests, any size for benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+TINY = {
+    "framepack": "f1k1f2s2f1s1f3k2f1k1_g3",
+    "rank": 8,
+    "model_type": "i2v",
+    "in_dim": 36,
+    "out_dim": 16,
+    "dim": 96,
+    "ffn_dim": 192,
+    "freq_dim": 256,
+    "text_dim": 64,
+    "num_heads": 3,
+    "num_layers": 2,
+}
+LYRA2_14B = {
+    **TINY,
+    "framepack": "f1k1f4s2f1s1f16k4f2k2f1k1_g20",
+    "rank": 256,
+    "dim": 5120,
+    "ffn_dim": 13824,
+    "text_dim": 4096,
+    "num_heads": 40,
+    "num_layers": 40,
+}
+
+
+def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, dtype=torch.float32) -> Iterator[tuple[str, Tensor]]:
+    """Weights that keep activations near 1: matrices scaled by their inputs, norms near 1, the rest small."""
+    generator = torch.Generator().manual_seed(seed)
+    for key, shape in shapes.items():
+        values = torch.randn(shape, generator=generator)
+        if key.endswith("modulation"):
+            values *= 0.5
+        elif len(shape) > 1:
+            values /= prod(shape[1:]) ** 0.5
+        elif "norm" in key and key.endswith("weight") or key in ("img_emb.proj.0.weight", "img_emb.proj.4.weight"):
+            values = 1 + 0.2 * values
+        else:
+            values *= 0.1
+        yield key, values.to(dtype)
+
+
+def write_lyra2(path: Path, config: Mapping = TINY, seed: int = 0, dtype=torch.float32) -> Path:
+    """A Lyra 2 transformer as the converter writes it."""
+    from lyra_core.models import lyra2_host
+
+    weights = dict(random_weights(lyra2_host.weight_shapes(config), seed, dtype))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({**weights, lyra2_host.CONFIG_KEY: lyra2_host.pack_config(config)}, path, {"format": "pt"})
+    return path
+
+
+def write_wan(path: Path, dim: int = 128, num_layers: int = 2, text_dim: int = 64, seed: int = 0) -> Path:
+    """A plain Wan 2.1 image-to-video transformer."""
+    from comfy.ldm.wan.model import WanModel
+
+    sizes = {"dim": dim, "ffn_dim": 2 * dim, "num_heads": dim // 128, "num_layers": num_layers, "text_dim": text_dim}
+    with torch.device("meta"):
+        network = WanModel("i2v", in_dim=36, **sizes, device="meta", operations=torch.nn)
+    weights = random_weights({key: tuple(w.shape) for key, w in network.state_dict().items()}, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(dict(weights), path, {"format": "pt"})
+    return path
