@@ -30,7 +30,9 @@ class History:
         slots, spatial, new = self.layout.slots(), self.layout.slots("spatial"), self.layout.new_latents
         height, width = self.size
         if height % 2 or width % 2:
-            raise ValueError(f"pictures of {8 * height}x{8 * width} don't fit: both sides must be multiples of 16 pixels")
+            raise ValueError(
+                f"pictures of {8 * height}x{8 * width} don't fit: both sides must be multiples of 16 pixels"
+            )
         expected = {
             "latents": (LATENT_CHANNELS, slots),
             "warped": (LATENT_CHANNELS, new),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import depth, splat, trajectory, world
+from ..lyra_core.models import lyra2_host
+from . import depth, sampling, splat, trajectory, world
 
 
 class LyraExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        lyra2_host.register()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             trajectory.PresetTrajectory,
@@ -25,6 +29,8 @@ class LyraExtension(ComfyExtension):
             world.RewindWorld,
             world.WorldFrames,
             world.Consistency,
+            sampling.Sigmas,
+            sampling.UniPCSampler,
             splat.WorldGaussians,
             splat.RenderSplat,
         ]

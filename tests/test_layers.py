@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "camera": set(),
     "framepack": set(),
     "history": {"framepack"},
+    "schedules": set(),
     "presets": {"camera"},
     "camera_path": {"camera"},
     "trajectory": {"camera", "camera_path", "presets"},

@@ -35,7 +35,9 @@ LYRA2_14B = {
 }
 
 
-def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, dtype=torch.float32) -> Iterator[tuple[str, Tensor]]:
+def random_weights(
+    shapes: Mapping[str, tuple[int, ...]], seed: int, dtype=torch.float32
+) -> Iterator[tuple[str, Tensor]]:
     """Weights that keep activations near 1: matrices scaled by their inputs, norms near 1, the rest small."""
     generator = torch.Generator().manual_seed(seed)
     for key, shape in shapes.items():

@@ -219,13 +219,13 @@ class Lyra2Model(WanModel):
         new = frames - self.layout.slots("spatial")
         length = self.layout.history_tokens(height, width) + new * prod(_grid(height, width))
         out = torch.zeros(len(self.blocks), batch, length, self.rank, device=device, dtype=dtype)
-        for (start, segment), frame in zip(self._seen_latents(height, width, new), maps.unbind(2), strict=True):
+        for (start, segment), frame in zip(self.seen_latents(height, width, new), maps.unbind(2), strict=True):
             encoded = octaves(correspondence_tokens(frame.to(device, dtype), segment))
             for block, part in zip(self.blocks, out, strict=True):
                 part[:, start : start + encoded.shape[1]] = block.buffer_encoder[0](encoded)
         return out
 
-    def _seen_latents(self, height: int, width: int, new: int) -> Iterator[tuple[int, Segment]]:
+    def seen_latents(self, height: int, width: int, new: int) -> Iterator[tuple[int, Segment]]:
         """First token and segment of every latent that has correspondences, in the order of their maps."""
         start = 0
         for segment in (*self.layout.segments, Segment(new, "spatial", 1)):
@@ -365,6 +365,18 @@ def correspondence_tokens(maps: Tensor, segment: Segment) -> Tensor:
         maps = F.avg_pool2d(maps.float(), segment.kernel).to(maps.dtype)
     maps = pad_end(maps, (maps.shape[1], PATCH * rows, PATCH * columns))
     return F.pixel_unshuffle(maps, PATCH).flatten(2).mT
+
+
+def widened(embedding: Tensor, segment: Segment) -> Tensor:
+    """A patch embedding (dim, C PATCH^2) stretched to a segment's patches: where training starts from a plain Wan.
+
+    Each value is repeated over the pixels that take its pixel's place and divided by their number.
+    """
+    window = segment.window
+    patches = embedding.unflatten(1, (-1, 1, PATCH, PATCH))
+    for axis, count in zip((2, 3, 4), window, strict=True):
+        patches = patches.repeat_interleave(count, axis)
+    return patches.flatten(1) / prod(window)
 
 
 def octaves(x: Tensor) -> Tensor:

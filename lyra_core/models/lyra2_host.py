@@ -29,7 +29,9 @@ from ..history import History
 from .lyra2 import TEXT_TOKENS, HistoryMaps, HistoryTokens, Lyra2Model
 
 MARKER = "clean_patch_embeddings.0.weight"  # a key of every Lyra 2 transformer and of nothing else
-CONFIG_KEY = "lyra2_config"  # uint8 JSON of what the other weights don't tell; the host stores quantisation the same way
+CONFIG_KEY = (
+    "lyra2_config"  # uint8 JSON of what the other weights don't tell; the host stores quantisation the same way
+)
 CONDITIONING_KEY = "lyra2_history"
 IMAGE_TOKENS, IMAGE_WIDTH = 257, 1280  # CLIP ViT-H, penultimate layer
 HEAD_CHANNELS = 128  # of every released Wan
@@ -225,7 +227,9 @@ class Lyra2Base(comfy.model_base.WAN21):
         width = self.diffusion_model.text_dim
         if text is None or text.shape[-1] != width:
             found = "no text" if text is None else f"a text of width {text.shape[-1]}"
-            raise ValueError(f"Lyra 2 needs text of width {width}, found {found}: use CLIPLoader with umt5_xxl, type wan")
+            raise ValueError(
+                f"Lyra 2 needs text of width {width}, found {found}: use CLIPLoader with umt5_xxl, type wan"
+            )
         if text.shape[1] > TEXT_TOKENS:
             log.warning("the prompt has %d tokens, Lyra 2 reads the first %d", text.shape[1], TEXT_TOKENS)
         missing = max(0, TEXT_TOKENS - text.shape[1])

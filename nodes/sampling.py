@@ -1,0 +1,70 @@
+"""Sampling at the reference's exact schedules; every other sampler and scheduler of the host works as well."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..lyra_core import schedules
+from ..lyra_core.models.sampling import UniPC
+from . import types
+
+
+class Sigmas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        full = [
+            io.Int.Input(
+                "steps",
+                default=35,
+                min=1,
+                max=1000,
+                tooltip="More steps, finer details, more time. The reference walks with 35 and zooms with 50.",
+            ),
+            io.Float.Input(
+                "shift",
+                default=schedules.SHIFT,
+                min=0.01,
+                max=100.0,
+                step=0.1,
+                tooltip="Higher spends more steps on the composition, fewer on details. Lyra 2 was trained with 5.",
+            ),
+        ]
+        return io.Schema(
+            node_id="Lyra2Sigmas",
+            display_name="Lyra 2 Sigmas",
+            category=types.CATEGORY,
+            description="The noise levels of the Lyra 2 reference. full: for Lyra2UniPC, CFG 5. DMD: four steps for the "
+            "lcm sampler with the DMD LoRA at strength 1 and CFG 1.",
+            inputs=[
+                io.DynamicCombo.Input(
+                    "schedule",
+                    options=[io.DynamicCombo.Option("full", full), io.DynamicCombo.Option("DMD", [])],
+                    tooltip="full quality, or the four steps of the distilled model.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas")],
+        )
+
+    @classmethod
+    def execute(cls, schedule) -> io.NodeOutput:
+        if schedule["schedule"] == "DMD":
+            return io.NodeOutput(schedules.dmd())
+        return io.NodeOutput(schedules.full(schedule["steps"], schedule["shift"]))
+
+
+class UniPCSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2UniPC",
+            display_name="Lyra 2 UniPC",
+            category=types.CATEGORY,
+            description="The solver of the Lyra 2 reference (UniPC, order 2), from the diffusers library. Use it with "
+            "Lyra 2 Sigmas. It starts from pure noise where the latent is empty.",
+            inputs=[],
+            outputs=[io.Sampler.Output(display_name="sampler")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(UniPC())

@@ -1,0 +1,708 @@
+"""Conversion of released checkpoints: whatever the source's format, the same tensors arrive, or nothing does."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+CONFIG = {
+    "rank": 4,
+    "model_type": "i2v",
+    "in_dim": 36,
+    "out_dim": 16,
+    "dim": 24,
+    "ffn_dim": 32,
+    "freq_dim": 8,
+    "text_dim": 8,
+    "num_heads": 2,
+    "num_layers": 2,
+}
+STORED = {"num_heads": 2}
+COUNTERS = ("accum_video_sample_counter", "accum_image_sample_counter", "accum_iteration", "accum_train_in_hours")
+
+
+@pytest.fixture(scope="session")
+def checkpoints(comfy_host):
+    from lyra_core.models import checkpoints
+
+    return checkpoints
+
+
+@pytest.fixture(scope="session")
+def host(checkpoints):
+    return checkpoints.lyra2_host
+
+
+@pytest.fixture(scope="session")
+def layout(checkpoints) -> str:
+    return str(checkpoints.LYRA2)
+
+
+@pytest.fixture(scope="session")
+def weights(host, layout) -> dict[str, torch.Tensor]:
+    """A tiny network's, float32, under bare names."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = host.weight_shapes({**CONFIG, "framepack": layout})
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def convert(checkpoints):
+    """convert(), told what a tiny network's shapes don't say."""
+
+    def with_config(source: Path, target: Path, *args, **kwargs):
+        return checkpoints.convert(source, target, *args, **{"stored": STORED, **kwargs})
+
+    return with_config
+
+
+@pytest.fixture
+def source(tmp_path, weights) -> Path:
+    """The tiny network as a .safetensors file."""
+    return as_safetensors(tmp_path / "source", prefixed(weights))
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    return tmp_path / "models" / "converted.safetensors"
+
+
+def part_of(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
+
+
+def prefixed(weights: dict, prefix: str = "net.") -> dict:
+    return {prefix + name: tensor for name, tensor in weights.items()}
+
+
+def as_safetensors(place: Path, tensors: dict) -> Path:
+    save_file(tensors, place.with_suffix(".safetensors"))
+    return place.with_suffix(".safetensors")
+
+
+def as_pth(place: Path, tensors: dict) -> Path:
+    torch.save(tensors, place.with_suffix(".pth"))
+    return place.with_suffix(".pth")
+
+
+def as_nested_pt(place: Path, tensors: dict) -> Path:
+    torch.save({"epoch": 3, "state_dict": tensors}, place.with_suffix(".pt"))
+    return place.with_suffix(".pt")
+
+
+def as_shards(place: Path, tensors: dict) -> Path:
+    """Two files, and an index that does not name a third."""
+    place.mkdir()
+    names = list(tensors)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, half in halves.items():
+        save_file({name: tensors[name] for name in half}, place / file)
+    index = {"weight_map": {name: file for file, half in halves.items() for name in half}}
+    (place / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"other": torch.zeros(1)}, place / "other.safetensors")
+    return place
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def as_distributed(place: Path, tensors: dict) -> Path:
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save(tensors, checkpoint_id=place / "model", no_dist=True)
+    return place
+
+
+def as_distributed_by_two_ranks(place: Path, tensors: dict) -> Path:
+    """What two ranks save that hold halves of every tensor: rows, or columns where there is a single row."""
+    from torch.distributed.checkpoint import metadata as m
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    place.mkdir()
+    stored, places = {}, {}
+    files = [open(place / f"__{rank}_0.distcp", "wb") for rank in range(2)]
+    for name, tensor in tensors.items():
+        axis = next((axis for axis, length in enumerate(tensor.shape) if length > 1), None)
+        halves = [tensor] if axis is None else tensor.chunk(2, axis)
+        chunks, start = [], [0] * tensor.ndim
+        for half, file in zip(halves, files, strict=False):
+            offset = file.tell()
+            torch.save(half.clone(), file)
+            chunks.append(m.ChunkStorageMetadata(torch.Size(start), half.shape))
+            places[m.MetadataIndex(name, start)] = _StorageInfo(Path(file.name).name, offset, file.tell() - offset)
+            if axis is not None:
+                start[axis] += half.shape[axis]
+        stored[name] = m.TensorStorageMetadata(m.TensorProperties(tensor.dtype), tensor.shape, chunks)
+    for file in files:
+        file.close()
+    (place / ".metadata").write_bytes(pickle.dumps(m.Metadata(stored, None, places)))
+    return place
+
+
+FORMATS = [as_safetensors, as_shards, as_pth, as_nested_pt, as_distributed, as_distributed_by_two_ranks]
+BREAKABLE = [as_safetensors, as_pth, as_distributed]
+
+
+def assert_holds(file: Path, weights: dict, dtype: torch.dtype) -> None:
+    """Exactly these weights in this dtype, and the configuration."""
+    found = load_file(file)
+    assert json.loads(bytes(found.pop("lyra2_config").tolist()))["num_heads"] == 2
+    assert found.keys() == weights.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == dtype and torch.equal(tensor, weights[name].to(dtype)), name
+
+
+# ------------------------------------------------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize("write", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_format_brings_the_same_tensors(write, dtype, weights, convert, tmp_path, target):
+    report = convert(write(tmp_path / "source", prefixed(weights)), target, dtype)
+    assert_holds(target, weights, dtype)
+    assert (report.kind, report.tensors, report.bytes) == ("model", len(weights) + 1, target.stat().st_size)
+    assert not part_of(target).exists() and not report.dropped and not report.unknown
+
+
+@pytest.mark.parametrize("write", FORMATS)
+def test_bfloat16_arrives_bit_by_bit(write, weights, convert, tmp_path, target):
+    narrow = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    convert(write(tmp_path / "source", prefixed(narrow)), target)
+    assert_holds(target, narrow, torch.bfloat16)
+
+
+@pytest.mark.parametrize("prefix", ["", "net.", "model.diffusion_model.", "diffusion_model."])
+def test_prefixes_are_stripped(prefix, weights, convert, tmp_path, target):
+    convert(as_safetensors(tmp_path / "source", prefixed(weights, prefix)), target)
+    assert_holds(target, weights, torch.bfloat16)
+
+
+def test_conversion_works_in_inference_mode_like_a_node_of_the_host(weights, convert, tmp_path):
+    with torch.inference_mode():
+        for write in BREAKABLE:
+            target = tmp_path / f"{write.__name__}.safetensors"
+            convert(write(tmp_path / f"source_{write.__name__}", prefixed(weights)), target)
+            assert_holds(target, weights, torch.bfloat16)
+
+
+def test_a_file_says_its_format_and_its_configuration(source, layout, convert, target):
+    convert(source, target)
+    with safe_open(target, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert json.loads(bytes(file.get_tensor("lyra2_config").tolist())) == {"framepack": layout, "num_heads": 2}
+
+
+def test_every_tensor_lies_at_a_multiple_of_its_items_size(source, convert, target):
+    convert(source, target)
+    raw = target.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    sizes = {"BF16": 2, "U8": 1}
+    assert length % 8 == 0
+    assert all(t["data_offsets"][0] % sizes[t["dtype"]] == 0 for n, t in header.items() if n != "__metadata__")
+
+
+def test_a_converted_file_converts_again_without_being_told_its_configuration(source, weights, convert, target):
+    convert(source, target, torch.float32)
+    again = target.with_name("again.safetensors")
+    convert(target, again, stored=None)
+    assert_holds(again, weights, torch.bfloat16)
+
+
+def test_a_convolutions_patch_embedding_becomes_the_references_matrix(weights, convert, tmp_path, target):
+    conv = {**weights, "patch_embedding.weight": weights["patch_embedding.weight"].unflatten(1, (36, 1, 2, 2))}
+    convert(as_safetensors(tmp_path / "source", conv), target)
+    assert_holds(target, weights, torch.bfloat16)
+
+
+def test_views_of_a_shared_storage_are_read_where_they_lie(weights, convert, tmp_path, target):
+    q, k = "blocks.0.self_attn.q.weight", "blocks.0.self_attn.k.weight"
+    both = torch.cat([weights[q], weights[k].mT])
+    views = {q: both[: len(weights[q])], k: both[len(weights[q]) :].mT, "norm": None}
+    convert(as_pth(tmp_path / "source", {**weights, q: views[q], k: views[k]}), target, torch.float32)
+    assert_holds(target, weights, torch.float32)
+
+
+def test_an_expanded_tensor_and_a_parameter_are_read_in_full(weights, convert, tmp_path, target):
+    bias, scale = "blocks.0.self_attn.q.bias", "blocks.1.norm3.weight"
+    expanded = torch.full((1,), 0.5).expand(weights[bias].shape)
+    source = {**weights, bias: expanded, scale: torch.nn.Parameter(weights[scale])}
+    convert(as_pth(tmp_path / "source", source), target)
+    assert_holds(target, {**weights, bias: expanded}, torch.bfloat16)
+
+
+def test_a_pth_from_another_device_is_read(weights, convert, tmp_path, target, monkeypatch):
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    source = as_pth(tmp_path / "source", prefixed(weights))
+    monkeypatch.undo()
+    convert(source, target)
+    assert_holds(target, weights, torch.bfloat16)
+
+
+# ----------------------------------------------------------------------------------------------- what may be in a file
+
+
+@pytest.mark.parametrize("write", [as_pth, as_distributed])
+def test_what_only_training_needs_is_dropped(write, weights, convert, tmp_path, target):
+    training = {f"net.blocks.{i}.self_attn.attn_op._extra_state": io.BytesIO(b"state") for i in range(2)}
+    training |= {f"net.{counter}": torch.tensor(7) for counter in COUNTERS[:3]} | {f"net.{COUNTERS[3]}": 1.5}
+    report = convert(write(tmp_path / "source", {**prefixed(weights), **training}), target)
+    assert_holds(target, weights, torch.bfloat16)
+    assert sorted(report.dropped) == sorted(training)
+    assert "6 entries" in str(report)
+
+
+def test_missing_extra_and_misshapen_weights_are_listed_before_anything_is_written(weights, convert, tmp_path, target):
+    wrong = dict(weights)
+    del wrong["blocks.1.cam_encoder.weight"]
+    wrong |= {"blocks.0.surplus.weight": torch.zeros(2), "blocks.0.ffn.2.bias": torch.zeros(3)}
+    with pytest.raises(ValueError) as error:
+        convert(as_safetensors(tmp_path / "source", wrong), target)
+    for told in ("source.safetensors", "blocks.1.cam_encoder.weight", "blocks.0.surplus.weight", "blocks.0.ffn.2.bias"):
+        assert told in str(error.value)
+    assert not target.exists() and not part_of(target).exists()
+
+
+def test_a_long_list_of_wrong_weights_is_cut(weights, convert, tmp_path, target):
+    surplus = {f"surplus.{i}": torch.zeros(1) for i in range(50)}
+    with pytest.raises(ValueError, match="and 30 more") as error:
+        convert(as_safetensors(tmp_path / "source", {**weights, **surplus}), target)
+    assert str(error.value).count("surplus.") == 20
+
+
+def test_plain_wan_is_refused_as_such(weights, convert, tmp_path, target):
+    plain = {name: tensor for name, tensor in weights.items() if "clean_patch" not in name}
+    with pytest.raises(ValueError, match="source.safetensors.*plain Wan"):
+        convert(as_safetensors(tmp_path / "source", plain), target)
+
+
+def test_another_model_is_refused_with_what_was_found(convert, tmp_path, target):
+    with pytest.raises(ValueError, match="(?s)something else.*decoder.conv1.weight"):
+        convert(as_pth(tmp_path / "source", {"decoder.conv1.weight": torch.zeros(3)}), target)
+
+
+def test_a_network_whose_shapes_dont_tell_its_heads_needs_a_configuration(source, convert, target):
+    with pytest.raises(ValueError, match="source.safetensors.*num_heads"):
+        convert(source, target, stored=None)
+
+
+@pytest.mark.parametrize("write", [as_pth, as_distributed])
+def test_an_entry_that_is_no_tensor_is_refused_by_name(write, weights, convert, tmp_path, target):
+    with pytest.raises(ValueError, match="net.note"):
+        convert(write(tmp_path / "source", {**prefixed(weights), "net.note": "hello"}), target)
+
+
+def test_a_sparse_tensor_is_refused_by_name(weights, convert, tmp_path, target):
+    sparse = {**weights, "blocks.0.ffn.0.weight": weights["blocks.0.ffn.0.weight"].to_sparse()}
+    with pytest.raises(ValueError, match="no plain tensor.*\nblocks.0.ffn.0.weight"):
+        convert(as_pth(tmp_path / "source", sparse), target)
+
+
+def test_two_sources_of_one_key_are_refused(weights, convert, tmp_path, target):
+    with pytest.raises(ValueError, match="(?s)several tensors.*net.head.modulation"):
+        twice = {**prefixed(weights), "head.modulation": weights["head.modulation"].clone()}
+        convert(as_safetensors(tmp_path / "source", twice), target)
+
+
+# ------------------------------------------------------------------------------------------- files that are not to be used
+
+
+class Intruder:
+    """Creates a file when it is unpickled by a careless reader."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (open, (str(self.trace), "w"))
+
+
+def test_a_program_in_a_pth_is_refused_and_does_not_run(weights, convert, tmp_path, target):
+    source = as_pth(tmp_path / "source", {**weights, "intruder": Intruder(tmp_path / "trace")})
+    with pytest.raises(ValueError, match="source.pth.*nothing else in it will be run"):
+        convert(source, target)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_program_in_dcp_metadata_is_refused_and_does_not_run(weights, convert, tmp_path, target):
+    source = as_distributed(tmp_path / "source", prefixed(weights))
+    file = source / "model" / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    metadata.planner_data = Intruder(tmp_path / "trace")
+    file.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match=r"\.metadata.*io\.open"):
+        convert(source, target)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_program_in_a_dcp_shard_is_refused_and_does_not_run(weights, convert, tmp_path, target):
+    source = as_distributed_by_two_ranks(tmp_path / "source", prefixed(weights))
+    file = source / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    index, place = next(iter(metadata.storage_data.items()))
+    with open(source / place.relative_path, "ab") as shard:
+        offset = shard.tell()
+        torch.save(Intruder(tmp_path / "trace"), shard)
+        place.offset, place.length = offset, shard.tell() - offset
+    file.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match=f"source: {index.fqn} is damaged"):
+        convert(source, target)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_dcp_metadata_from_another_system_is_read(weights, convert, tmp_path, target):
+    """A PosixPath can't be made on Windows, nor a WindowsPath elsewhere."""
+    source = as_distributed(tmp_path / "source", prefixed(weights))
+    file = source / "model" / ".metadata"
+    raw = file.read_bytes()
+    assert raw.count(b"\x94\x8c\x09PosixPath") == 1
+    shorter = raw.replace(b"\x94\x8c\x09PosixPath", b"\x94\x8c\x0bWindowsPath")
+    metadata = len(shorter) - 11  # one frame holds it all
+    file.write_bytes(shorter[:3] + metadata.to_bytes(8, "little") + shorter[11:])
+    convert(source, target)
+    assert_holds(target, weights, torch.bfloat16)
+
+
+def test_incomplete_dcp_tensors_are_refused(weights, convert, tmp_path, target):
+    source = as_distributed_by_two_ranks(tmp_path / "source", prefixed(weights))
+    file = source / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    metadata.state_dict_metadata["net.blocks.0.ffn.0.weight"].chunks.pop()
+    file.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match="only parts of net.blocks.0.ffn.0.weight"):
+        convert(source, target)
+
+
+@pytest.mark.parametrize("keep", [0.999, 0.5, 0.0])
+@pytest.mark.parametrize("write", BREAKABLE)
+def test_a_file_that_is_cut_off_is_refused_by_name(write, keep, weights, convert, tmp_path, target):
+    source = write(tmp_path / "source", prefixed(weights))
+    file = next(source.glob("model/*.distcp")) if source.is_dir() else source
+    os.truncate(file, int(keep * file.stat().st_size))
+    with pytest.raises(ValueError, match=f"{file.name}.*download it again|{file.name} is no zip"):
+        convert(source, target)
+    assert not part_of(target).exists()
+
+
+def test_cut_off_dcp_metadata_is_refused_by_name(weights, convert, tmp_path, target):
+    source = as_distributed(tmp_path / "source", prefixed(weights))
+    os.truncate(source / "model" / ".metadata", 1000)
+    with pytest.raises(ValueError, match=r"\.metadata is not read"):
+        convert(source, target)
+
+
+def test_a_safetensors_header_whose_sizes_contradict_its_shapes_is_refused(source, convert, target):
+    raw = source.read_bytes()
+    assert raw.count(b'"shape":[1,2,24]') == 1
+    source.write_bytes(raw.replace(b'"shape":[1,2,24]', b'"shape":[1,2,23]'))
+    with pytest.raises(ValueError, match="head.modulation has 192 bytes"):
+        convert(source, target)
+
+
+def test_a_pickle_of_an_old_torch_is_refused_with_the_way_out(weights, convert, tmp_path, target):
+    torch.save(weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="old.pth is no zip.*torch.save"):
+        convert(tmp_path / "old.pth", target)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_pth_that_was_packed_anew_is_refused_or_right(compression, weights, convert, tmp_path, target):
+    source = as_pth(tmp_path / "source", weights)
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(packed, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ValueError, match="packed.pth was packed by another program"):
+        convert(packed, target)
+
+
+def test_a_whole_module_is_refused(convert, tmp_path, target):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    with pytest.raises(ValueError, match="module.pt.*state_dict"):
+        convert(tmp_path / "module.pt", target)
+
+
+def test_a_list_of_tensors_is_refused(convert, tmp_path, target):
+    torch.save([torch.zeros(2)], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="list.pt holds a list"):
+        convert(tmp_path / "list.pt", target)
+
+
+def test_a_source_that_is_none_is_refused(convert, tmp_path, target):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    for name, told in [("empty", "neither .metadata"), ("notes.txt", "no .safetensors, .pth"), ("absent", "not exist")]:
+        with pytest.raises(ValueError, match=f"{name}.*{told}"):
+            convert(tmp_path / name, target)
+
+
+def test_a_shard_that_the_index_names_must_be_there(weights, convert, tmp_path, target):
+    source = as_shards(tmp_path / "source", weights)
+    (source / "b.safetensors").unlink()
+    with pytest.raises(ValueError, match="(?s)index.json names files that are missing.*b.safetensors"):
+        convert(source, target)
+
+
+def test_shards_without_an_index_are_read_together(weights, convert, tmp_path, target):
+    source = as_shards(tmp_path / "source", weights)
+    (source / "model.safetensors.index.json").unlink()
+    (source / "other.safetensors").unlink()
+    convert(source, target)
+    assert_holds(target, weights, torch.bfloat16)
+
+
+def test_an_existing_target_is_refused_and_untouched(source, convert, target):
+    target.parent.mkdir()
+    target.write_text("precious")
+    with pytest.raises(ValueError, match="converted.safetensors exists"):
+        convert(source, target)
+    assert target.read_text() == "precious"
+
+
+def test_a_target_of_another_kind_is_refused(source, convert, tmp_path):
+    with pytest.raises(ValueError, match="model.pth must end in .safetensors"):
+        convert(source, tmp_path / "model.pth")
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(source, convert, target, monkeypatch):
+    usage = type(shutil.disk_usage("."))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(10**9, 10**9 - 5000, 5000))
+    with pytest.raises(ValueError, match="converted.safetensors needs .* GB"):
+        convert(source, target)
+    assert not part_of(target).exists()
+
+
+# --------------------------------------------------------------------------------------------- interruption and damage
+
+
+class Interrupt(Exception):
+    pass
+
+
+class Progress:
+    """Records what is done, and raises once `limit` reports were made."""
+
+    def __init__(self, limit: int | None = None):
+        self.limit, self.done, self.total = limit, [], None
+
+    def __call__(self, done: int, total: int) -> None:
+        self.done.append(done)
+        self.total = total
+        if self.limit is not None and len(self.done) > self.limit:
+            raise Interrupt
+
+
+def test_progress_counts_the_bytes_of_writing_and_of_verifying(source, convert, target):
+    progress = Progress()
+    convert(source, target, on_progress=progress)
+    assert progress.done == sorted(progress.done)
+    assert progress.done[-1] == progress.total == 2 * target.stat().st_size
+    assert target.stat().st_size in progress.done
+
+
+@pytest.mark.parametrize("after", [0, 1, 20, 60, 80, 130])
+def test_an_interrupted_conversion_continues_where_it_was(after, source, convert, target):
+    whole = target.with_name("whole.safetensors")
+    convert(source, whole)
+    first, second = Progress(after), Progress()
+    with pytest.raises(Interrupt):
+        convert(source, target, on_progress=first)
+    assert not target.exists() and part_of(target).exists()
+    convert(source, target, on_progress=second)
+    assert second.done[0] == min(first.done[-1], whole.stat().st_size)
+    assert target.read_bytes() == whole.read_bytes()
+    assert not part_of(target).exists()
+
+
+def test_a_half_written_tensor_is_written_again(source, convert, target):
+    whole = target.with_name("whole.safetensors")
+    convert(source, whole)
+    content, progress = whole.read_bytes(), Progress()
+    part_of(target).write_bytes(content[: len(content) // 2] + b"\0" * 3)
+    convert(source, target, on_progress=progress)
+    assert 0.2 * len(content) < progress.done[0] <= 0.5 * len(content) + 3
+    assert target.read_bytes() == content
+
+
+def test_what_was_complete_is_not_written_again_but_verified(source, convert, target):
+    with pytest.raises(Interrupt):
+        convert(source, target, on_progress=Progress(40))
+    content = bytearray(part_of(target).read_bytes())
+    content[-1] ^= 1
+    part_of(target).write_bytes(content)
+    with pytest.raises(ValueError, match="part does not hold.*differs"):
+        convert(source, target)
+    assert not part_of(target).exists() and not target.exists()
+    convert(source, target)
+
+
+@pytest.mark.parametrize("where", [-1, 0])
+def test_damage_after_writing_is_noticed(where, source, convert, target):
+    damaged = []
+
+    def damage(done: int, total: int) -> None:
+        if 2 * done == total and not damaged:
+            content = bytearray(part_of(target).read_bytes())
+            start = 8 + int.from_bytes(content[:8], "little")
+            content[start if where == 0 else -1] ^= 1
+            part_of(target).write_bytes(content)
+            damaged.append(done)
+
+    with pytest.raises(ValueError, match="does not hold"):
+        convert(source, target, on_progress=damage)
+    assert damaged and not part_of(target).exists() and not target.exists()
+
+
+def test_what_was_begun_for_another_dtype_starts_again(source, weights, convert, target):
+    with pytest.raises(Interrupt):
+        convert(source, target, torch.float16, Progress(40))
+    progress = Progress()
+    convert(source, target, on_progress=progress)
+    assert_holds(target, weights, torch.bfloat16)
+    length = int.from_bytes(target.read_bytes()[:8], "little")
+    assert progress.done[0] == 8 + length
+
+
+# ----------------------------------------------------------------------------------------------------------- memory
+
+CHILD = """
+import importlib.util, json, sys
+from pathlib import Path
+sys.path[:] = json.loads(sys.argv[1])
+from comfy.cli_args import args
+args.cpu = True
+import torch
+torch.set_num_threads(1)
+import torch.distributed.checkpoint
+from lyra_core.models import checkpoints
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+before = peak()
+checkpoints.convert(Path(sys.argv[2]), Path(sys.argv[3]), stored={"num_heads": 4})
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize("write", BREAKABLE)
+def test_memory_holds_a_few_tensors_and_never_the_file(write, host, layout, tmp_path, project):
+    config = {**CONFIG, "framepack": layout, "dim": 512, "ffn_dim": 4096, "num_heads": 4, "num_layers": 10}
+    shapes = host.weight_shapes(config)
+    source, target = (
+        write(tmp_path / "source", {n: torch.ones(s) for n, s in shapes.items()}),
+        tmp_path / "t.safetensors",
+    )
+    try:
+        paths = json.dumps([*sys.path, str(project)])
+        command = [sys.executable, "-c", CHILD, paths, str(source), str(target)]
+        grown = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=100).stdout.split()[-1])
+        assert target.stat().st_size > 150e6  # and the source twice as much
+        largest = max(torch.Size(s).numel() for s in shapes.values()) * 4
+        assert grown < 3 * largest + 20e6
+    finally:
+        shutil.rmtree(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------- LoRAs
+
+
+def lora(module: str, a: str = "lora_A.weight", b: str = "lora_B.weight") -> dict[str, torch.Tensor]:
+    return {f"{module}.{a}": torch.randn(2, 24).half(), f"{module}.{b}": torch.randn(24, 2)}
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("net.blocks.0.cam_encoder.lora_A.weight", "diffusion_model.blocks.0.cam_encoder.lora_A.weight"),
+        ("blocks.3.ffn.0.lora_B.weight", "diffusion_model.blocks.3.ffn.0.lora_B.weight"),
+        ("base_model.model.blocks.3.ffn.0.lora_A.default.weight", "diffusion_model.blocks.3.ffn.0.lora_A.weight"),
+        ("base_model.model.net.head.head.lora_B.dmd.weight", "diffusion_model.head.head.lora_B.weight"),
+        ("model.diffusion_model.head.head.lora_up.weight", "diffusion_model.head.head.lora_up.weight"),
+        ("diffusion_model.blocks.1.self_attn.q.lora_down.weight", None),
+        ("diffusion_model.blocks.1.self_attn.q.alpha", None),
+        ("diffusion_model.blocks.1.self_attn.q.diff_b", None),
+        ("diffusion_model.blocks.1.norm3.diff", None),
+        ("lora_unet_blocks_0_cross_attn_k.lora_down.weight", None),
+        ("lora_unet__blocks_0_cross_attn_k.alpha", None),
+    ],
+)
+def test_keys_of_loras_become_the_hosts(name, expected, checkpoints):
+    assert checkpoints.lora_key(name) == (expected or name)
+
+
+@pytest.mark.parametrize("write", [as_safetensors, as_pth, as_distributed])
+def test_a_lora_keeps_its_tensors_and_their_dtypes(write, checkpoints, tmp_path, target):
+    tensors = lora("net.blocks.0.self_attn.q") | {"net.blocks.0.self_attn.q.alpha": torch.tensor(16.0)}
+    report = checkpoints.convert(write(tmp_path / "source", tensors), target)
+    found = load_file(target)
+    assert (report.kind, report.tensors, report.unknown) == ("LoRA", 3, ())
+    assert found.keys() == {name.replace("net.", "diffusion_model.") for name in tensors}
+    for name, tensor in tensors.items():
+        arrived = found[name.replace("net.", "diffusion_model.")]
+        assert arrived.dtype == tensor.dtype and torch.equal(arrived, tensor)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["blocks.0.ffn.0.lora_A.weight", "blocks.0.ffn.0.lora_up.weight", "blocks.0.ffn.0.alpha", "head.head.diff"]
+    + ["blocks.0.norm3.diff_b", "lora_unet_head_head.lora_mid.weight", "blocks.0.ffn.0.lora_down.weight"],
+)
+def test_any_key_of_a_lora_makes_a_file_one(key, checkpoints, tmp_path, target):
+    report = checkpoints.convert(as_safetensors(tmp_path / "source", {key: torch.zeros(2, 2)}), target)
+    assert report.kind == "LoRA" and not report.unknown
+
+
+def test_modules_that_lyra_2_lacks_are_reported_once_for_all_blocks(checkpoints, tmp_path, target):
+    known = ["blocks.39.buffer_encoder.1", "clean_patch_embeddings.5", "img_emb.proj.3", "time_projection.1"]
+    tensors = {}
+    for module in [*known, "lora_unet_blocks_7_cross_attn_v_img", "lora_unet__blocks_7_ffn_2"]:
+        tensors |= lora(module)
+    for module in ["blocks.0.audio.q", "blocks.1.audio.q", "lora_unet_blocks_7_face", "clean_patch_embeddings.6"]:
+        tensors |= lora(module)
+    tensors["blocks.0.modulation.diff"] = torch.zeros(1, 6, 24)
+    report = checkpoints.convert(as_safetensors(tmp_path / "source", tensors), target)
+    assert report.unknown == ("blocks.N.audio.q", "blocks_N_face", "clean_patch_embeddings.6")
+    assert "blocks.N.audio.q" in str(report)
+
+
+def test_two_adapters_in_a_lora_are_refused(checkpoints, tmp_path, target):
+    tensors = lora("head.head", "lora_A.one.weight", "lora_B.one.weight") | lora("head.head", "lora_A.two.weight")
+    with pytest.raises(ValueError, match="(?s)several tensors.*head.head.lora_A.one.weight"):
+        checkpoints.convert(as_safetensors(tmp_path / "source", tensors), target)
+
+
+@pytest.mark.parametrize(
+    "module, a, b",
+    [
+        ("net.{}", "lora_A.weight", "lora_B.weight"),
+        ("{}", "lora_down.weight", "lora_up.weight"),
+        ("base_model.model.{}", "lora_A.default.weight", "lora_B.default.weight"),
+        ("lora_unet_{}", "lora_down.weight", "lora_up.weight"),
+    ],
+)
+def test_the_host_maps_every_key_of_a_converted_lora(module, a, b, checkpoints, weights, tmp_path, target, caplog):
+    import comfy.lora
+
+    names = ["blocks.1.cam_encoder", "blocks.0.buffer_encoder.0", "clean_patch_embeddings.4", "blocks.0.ffn.2"]
+    flat = [name.replace(".", "_") if module.startswith("lora_unet") else name for name in names]
+    tensors = {key: tensor for name in flat for key, tensor in lora(module.format(name), a, b).items()}
+    checkpoints.convert(as_safetensors(tmp_path / "source", tensors), target)
+    model = torch.nn.Module()
+    model.state_dict = lambda: prefixed(weights, "diffusion_model.")
+    model.model_config = type("Config", (), {"unet_config": {}})
+    patches = comfy.lora.load_lora(load_file(target), comfy.lora.model_lora_keys_unet(model, {}))
+    assert patches.keys() == {f"diffusion_model.{name}.weight" for name in names}
+    assert "not loaded" not in caplog.text
