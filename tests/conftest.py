@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -35,11 +36,41 @@ def project() -> Path:
     return PROJECT
 
 
+def load_tool(name: str):
+    """A file of tools/ as a module `lyra_<name>`."""
+    spec = importlib.util.spec_from_file_location(f"lyra_{name}", PROJECT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[f"lyra_{name}"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="session")
 def launcher():
     """tools/comfy.py as a module."""
-    spec = importlib.util.spec_from_file_location("lyra_launcher", PROJECT / "tools" / "comfy.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["lyra_launcher"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("comfy")
+
+
+@pytest.fixture(scope="session")
+def tiny_models():
+    """tools/tiny_models.py as a module."""
+    return load_tool("tiny_models")
+
+
+@pytest.fixture(scope="session")
+def comfy_host(tmp_path_factory) -> Path:
+    """The host as a library, with the Lyra 2 model registered; returns its base folder of models, input and output."""
+    base = tmp_path_factory.mktemp("host")
+    for folder in ("input", "output", "temp", "models/diffusion_models", "models/loras"):
+        (base / folder).mkdir(parents=True)
+    load_tool("host").boot(base)
+    from lyra_core.models import lyra2_host
+
+    lyra2_host.register()
+    return base
+
+
+@pytest.fixture(scope="session")
+def pack(comfy_host):
+    """The pack's nodes as the host imports them, without its server."""
+    return load_package("lyra_pack", PROJECT) and importlib.import_module("lyra_pack.nodes")

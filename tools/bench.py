@@ -1,317 +1,31 @@
-"""Measures what the geometry costs: `python tools/bench.py [warp] [retrieval] [preview] [revisit] [memory] [all by default]`.
+"""Measures cost: `python tools/bench.py [warp] [retrieval] [preview] [revisit] [memory] [model] [all by default]`.
 
-Scenes are made up on the spot. Every bar is a ratio or a count that holds on any machine; seconds are only printed.
-Exit status 1 if a bar is missed.
+Scenes and weights are made up on the spot. Every bar is a ratio or a count that holds on any machine; seconds are only
+printed. Exit status 1 if a bar is missed. The benches are in benches/.
 """
 
 from __future__ import annotations
 
-import math
-import resource
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from importlib import import_module
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
+import host
+from benches import Result
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from lyra_core import camera_files, metrics, presets, preview, trajectory  # noqa: E402
-from lyra_core.camera import Cameras, pinhole  # noqa: E402
-from lyra_core.depth import room_box  # noqa: E402
-from lyra_core.memory import Keyframe, retrieve  # noqa: E402
-from lyra_core.warp import lift, splat, splat_views  # noqa: E402
-from lyra_core.world import World, append, begin, plan, to_float  # noqa: E402
-
-SIZE = (480, 832)
-FOCAL = 700.0
-SOURCES, VIEWS = 6, 80
-PLAIN_VIEWS = 16  # in one call of the plain way, as in the reference; it is timed on the first source only
+MODULES = {"geometry": ("warp", "retrieval", "preview", "revisit", "memory"), "model": ("model",)}
+NAMES = [name for names in MODULES.values() for name in names]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One line of the table."""
-
-    what: str
-    value: str
-    bar: str = ""
-    met: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.what:<58} {self.value:>18}   {f'{self.bar}: ' + ('met' if self.met else 'MISSED') if self.bar else ''}"
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def walk(frames: int, size: tuple[int, int] = SIZE, focal: float = FOCAL, way: float = 1.0) -> Cameras:
-    """An orbit of a room, as the presets make it."""
-    return presets.preset("orbit_horizontal", pinhole(size, focal), frames, 4.0, "left", way)
-
-
-def room(size: tuple[int, int], focal: float) -> Tensor:
-    """Depth of a room with a box standing in it, all known, with some relief on the walls."""
-    depth = room_box(size, pinhole(size, focal).K[0], (0.5, 0.5), (0.3, 0.3, 0.7, 0.7), 6.0).depth
-    rows, columns = (torch.linspace(0, 40, s) for s in size)
-    depth = depth * (1 + 0.01 * torch.sin(rows)[:, None] * torch.cos(columns))
-    depth[size[0] // 2 : size[0] * 3 // 4, size[1] // 3 : size[1] // 2] = 2.0
-    return depth
-
-
-def picture(size: tuple[int, int]) -> Tensor:
-    noise = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
-    return F.interpolate(noise, size, mode="bilinear")[0].permute(1, 2, 0)
-
-
-# ---------------------------------------------------------------------------------------------------------------- warp
-
-
-def plain_warp(depth: Tensor, features: Tensor, source: Cameras, targets: Cameras) -> tuple[Tensor, Tensor]:
-    """The straightforward way: everything again for every target, every channel scattered alone, depth in a second pass.
-
-    depth (H, W), features (H, W, C) -> features (F, H, W, C) with holes -1, depth (F, H, W) with holes 0.
-    """
-    count, (height, width) = len(targets), targets.size
-    depths = depth.repeat(count, 1, 1).nan_to_num(nan=1e4).clamp(0, 1e4)
-    spread = F.max_pool2d(depths[:, None], 5, 1, 2) + F.max_pool2d(-depths[:, None], 5, 1, 2)
-    valid = (depths > 0) & (spread / (F.avg_pool2d(depths[:, None], 5, 1, 2) + 1e-6) < 0.05)[:, 0]
-    frame, row, column = valid.nonzero(as_tuple=True)
-    inverse_K = torch.linalg.inv(source.K.repeat(count, 1, 1))[frame]
-    c2w = torch.linalg.inv(source.w2c.repeat(count, 1, 1))[frame]
-    pixels = torch.stack([column, row, torch.ones_like(row)], 1).float()[..., None]
-    local = inverse_K @ pixels * depths[valid][:, None, None]
-    world = torch.zeros(count, height, width, 3)
-    world[valid] = (c2w @ torch.cat([local, torch.ones_like(local[:, :1])], 1))[:, :3, 0]
-    seen = world @ targets.w2c[:, None, :3, :3].mT + targets.w2c[:, None, None, :3, 3]
-    projected = seen @ targets.K[:, None].mT
-    z = projected[..., 2]
-    mask = (valid & (z > 0)).float()
-    xy = projected[..., :2] / (z + 1e-7)[..., None]
-    colours = features.repeat(count, 1, 1, 1)
-    picture, covered = _plain_splat(colours, z, mask, xy)
-    rendered, _ = _plain_splat(z[..., None].clone(), z, mask, xy)
-    return torch.where(covered, picture, -1.0).clamp(-1, 1), rendered[..., 0]
-
-
-def _plain_splat(values: Tensor, z: Tensor, mask: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
-    count, height, width, channels = values.shape
-    logarithm = torch.log1p(z.clamp_min(0))
-    steep = torch.exp((50 * logarithm / (logarithm.max() + 1e-7)).clamp(max=80)) + 1e-7
-    x, y = (xy[..., 0] + 1).clamp(0, width + 1), (xy[..., 1] + 1).clamp(0, height + 1)
-    frame = torch.arange(count)[:, None, None].expand_as(z)
-    total, weights = torch.zeros(count, height + 2, width + 2, channels), torch.zeros(count, height + 2, width + 2)
-    for px in (x.floor(), x.ceil()):
-        for py in (y.floor(), y.ceil()):
-            weight = (1 - (x - px).abs()) * (1 - (y - py).abs()) * mask / steep
-            index = frame, py.long(), px.long()
-            weights.index_put_(index, weight, accumulate=True)
-            for channel in range(channels):
-                total[..., channel].index_put_(index, values[..., channel] * weight, accumulate=True)
-    total, weights = total[:, 1:-1, 1:-1], weights[:, 1:-1, 1:-1, None]
-    return torch.where(weights > 0, total / weights.clamp_min(1e-38), 0.0), weights > 0
-
-
-def bench_warp() -> Iterator[Result]:
-    cameras, depth, colours = walk(VIEWS), room(SIZE, FOCAL), picture(SIZE)
-    sources = [cameras[i * VIEWS // SOURCES] for i in range(SOURCES)]
-
-    def ours() -> None:
-        for source in sources:
-            for _ in splat_views(lift(depth, source, colours), cameras):
-                pass
-
-    def plain() -> None:
-        plain_warp(depth, colours, sources[0], cameras[-PLAIN_VIEWS:])
-
-    ours_alike = splat(lift(depth, sources[0], colours), cameras[-PLAIN_VIEWS:])
-    plain_alike, _ = plain_warp(depth, colours, sources[0], cameras[-PLAIN_VIEWS:])
-    wrong = (torch.where(ours_alike.seen[..., None], ours_alike.features, -1.0) - plain_alike).abs().amax(-1) > 1e-4
-    share = float(wrong.float().mean())
-    yield Result("warp: pixels that differ from the plain way", f"{share:.1e}", "<= 1e-3", share <= 1e-3)
-    pair = seconds(plain) / PLAIN_VIEWS
-    whole = seconds(ours)
-    yield Result(
-        f"warp: the plain way, per source and view ({torch.get_num_threads()} threads)", f"{1000 * pair:.1f} ms"
-    )
-    yield Result("warp: ours, per source and view", f"{1000 * whole / SOURCES / VIEWS:.1f} ms")
-    yield Result(f"warp: ours, {SOURCES} sources into {VIEWS} views of {SIZE[1]}x{SIZE[0]}", f"{whole:.1f} s")
-    ratio = pair * SOURCES * VIEWS / whole
-    yield Result("warp: times faster", f"{ratio:.1f}", ">= 10", ratio >= 10)
-
-
-# ----------------------------------------------------------------------------------------------------------- retrieval
-
-
-def loop(frames: int) -> list[Keyframe]:
-    """Keyframes of a long walk round a loop that looks ahead; they share the numbers of one depth map."""
-    depth, cameras = room(SIZE, FOCAL), pinhole(SIZE, FOCAL, frames)
-    turn = torch.linspace(0, 2 * math.pi, frames + 1)[:-1]
-    w2c = torch.eye(4).repeat(frames, 1, 1)
-    w2c[:, 0, 0], w2c[:, 0, 2], w2c[:, 2, 0], w2c[:, 2, 2] = turn.cos(), -turn.sin(), turn.sin(), turn.cos()
-    radius = frames * 0.4 / (2 * math.pi)  # a keyframe every 0.4 scene units, however many there are
-    w2c[:, 0, 3] = radius
-    cameras = Cameras(w2c, cameras.K, SIZE)
-    return [Keyframe(8 * i, depth, cameras[i]) for i in range(frames)]
-
-
-def bench_retrieval() -> Iterator[Result]:
-    took = {}
-    for frames in (500, 1000, 2000):
-        keyframes = loop(frames)
-        times = [
-            seconds(partial(retrieve, keyframes, keyframes[at].camera))
-            for at in range(frames // 8, frames, frames // 5)
-        ]
-        took[frames] = statistics.median(times)
-        yield Result(
-            f"retrieval: among {frames} keyframes of {SIZE[1]}x{SIZE[0]}, median and worst of {len(times)} views",
-            f"{took[frames]:.2f} s {max(times):.2f} s",
-            "< 1 s" if frames == 2000 else "",
-            max(times) < 1 or frames < 2000,
-        )
-    growth = took[2000] / took[500]
-    yield Result("retrieval: four times the keyframes take, times as long", f"{growth:.1f}", "<= 6", growth <= 6)
-
-
-# ------------------------------------------------------------------------------------------------------------- preview
-
-
-def first_world(size: tuple[int, int] = SIZE, focal: float = FOCAL) -> World:
-    return begin(picture(size), room(size, focal), pinhole(size, focal))
-
-
-def one_more(world: World, target: Cameras) -> World:
-    the_plan = plan(world, target)
-    made = preview.generate(world, the_plan)
-    return append(world, the_plan, made.frames, made.invented, made.depths)
-
-
-def bench_preview(frames: int = 16) -> Iterator[Result]:
-    spent, original = [], preview.splat
-
-    def timed(*arguments, **options):
-        start = time.perf_counter()
-        found = original(*arguments, **options)
-        spent.append(time.perf_counter() - start)
-        return found
-
-    path, world = walk(2 * frames + 1), first_world()
-    preview.splat = timed
-    try:
-        for number, target in enumerate((path[1 : frames + 1], path[frames + 1 :]), 1):
-            spent.clear()
-            start = time.perf_counter()
-            world = one_more(world, target)
-            whole = time.perf_counter() - start
-            yield Result(f"preview: chunk {number}, per frame of {SIZE[1]}x{SIZE[0]}", f"{whole / frames:.2f} s")
-            yield Result(f"preview: chunk {number}, share of it in splat", f"{100 * sum(spent) / whole:.0f} %")
-    finally:
-        preview.splat = original
-
-
-# -------------------------------------------------------------------------------------------------------------- revisit
-
-
-def bench_revisit() -> Iterator[Result]:
-    """There and back through the demo's picture: what the way back shows of what the way out saw."""
-    size = (240, 416)
-    with Image.open(Path(__file__).parent / "demo" / "room.png") as opened:
-        photo = torch.from_numpy(np.array(opened.convert("RGB").resize(size[::-1], Image.LANCZOS))).float() / 255
-    way_out = camera_files.load_cameras(Path(__file__).parent / "demo" / "path.json", frames=81, size=size)
-    path = trajectory.chain(way_out, trajectory.reverse(way_out))
-    walls = room_box(size, way_out.K[0], (0.5, 0.55), (0.2, 0.1, 0.8, 0.72), 6.0)
-    scores = {}
-    for count in (5, 0):
-        world = preview.explore(begin(photo, walls.depth, way_out[0]), path, count=count)
-        frames = [to_float(world.frame(i)) for i in range(len(world))]
-        seen = [~world.invented(i) for i in range(len(world))]
-        scores[count] = metrics.revisit_psnr(frames, world.cameras, seen, tolerance=1e-4).pooled
-        whole = metrics.revisit_psnr(frames, world.cameras, tolerance=1e-4).pooled
-        name = "with retrieval" if count else "retrieval switched off"
-        yield Result(f"revisit: {name}, PSNR of what the way out saw", f"{scores[count]:.1f} dB")
-        yield Result(f"revisit: {name}, PSNR of whole frames", f"{whole:.1f} dB")
-    yield Result(
-        "revisit: lost without retrieval", f"{scores[5] - scores[0]:.1f} dB", "> 3 dB", scores[5] - scores[0] > 3
-    )
-
-
-# -------------------------------------------------------------------------------------------------------------- memory
-
-MEMORY_SIZE, MEMORY_FOCAL, MEMORY_FRAMES = (240, 416), 350.0, 16
-MARGIN = 64  # MiB by which the peak may differ between runs for reasons of the allocator
-
-
-def stored_mib(world: World) -> float:
-    tensors = [t for c in (world.first, *world.chunks) for t in (c.frames, c.invented)]
-    tensors += [keyframe.depth for keyframe in world.memory.keyframes]
-    return sum(t.numel() * t.element_size() for t in tensors) / 2**20
-
-
-def report_memory(chunks: int) -> None:
-    """Grow a world and print the peak of this process, and what the world stores, in MiB."""
-    world = first_world(MEMORY_SIZE, MEMORY_FOCAL)
-    path = walk(8 * MEMORY_FRAMES + 1, MEMORY_SIZE, MEMORY_FOCAL)
-    for number in range(chunks):
-        world = one_more(world, path[1 + number * MEMORY_FRAMES : 1 + (number + 1) * MEMORY_FRAMES])
-    print(peak_mib(), stored_mib(world))
-
-
-def peak_mib() -> float:
-    """Peak memory of this process."""
-    status = Path("/proc/self/status")
-    if status.exists():  # what getrusage tells there is inherited from the parent
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def bench_memory() -> Iterator[Result]:
-    beyond = {}
-    for chunks in (2, 4, 8):
-        done = subprocess.run(
-            [sys.executable, __file__, "--peak", str(chunks)], capture_output=True, text=True, check=True
-        )
-        peak, stored = map(float, done.stdout.split())
-        beyond[chunks] = peak - stored
-        yield Result(
-            f"memory: {chunks} preview chunks of {MEMORY_FRAMES} frames of {MEMORY_SIZE[1]}x{MEMORY_SIZE[0]}, peak",
-            f"{peak:.0f} MiB",
-        )
-        yield Result("memory: of that stored in the world, per chunk", f"{stored / chunks:.1f} MiB")
-    growth = beyond[8] - beyond[2]
-    yield Result(
-        "memory: growth from 2 to 8 chunks beyond what is stored",
-        f"{growth:.0f} MiB",
-        f"<= {MARGIN} MiB",
-        growth <= MARGIN,
-    )
-
-
-BENCHES: dict[str, Callable[[], Iterator[Result]]] = {
-    "warp": bench_warp,
-    "retrieval": bench_retrieval,
-    "preview": bench_preview,
-    "revisit": bench_revisit,
-    "memory": bench_memory,
-}
+def bench(name: str) -> Callable[[], Iterator[Result]]:
+    module = next(module for module, names in MODULES.items() if name in names)
+    return import_module(f"benches.{module}").BENCHES[name]
 
 
 def main(names: list[str]) -> int:
     missed = 0
-    for name in names or BENCHES:
-        for result in BENCHES[name]():
+    for name in names or NAMES:
+        for result in bench(name)():
             print(result, flush=True)
             missed += not result.met
     print(f"{missed} bars missed" if missed else "every bar met")
@@ -319,9 +33,10 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--peak"]:
-        report_memory(int(sys.argv[2]))
-    elif unknown := set(sys.argv[1:]) - BENCHES.keys():
-        sys.exit(f"no bench {', '.join(sorted(unknown))}; choose from {', '.join(BENCHES)}")
+    host.boot()
+    if sys.argv[1:2] == ["--peak"]:  # memory, measured in a process of its own
+        import_module("benches.geometry").report_memory(int(sys.argv[2]))
+    elif unknown := set(sys.argv[1:]) - set(NAMES):
+        sys.exit(f"no bench {', '.join(sorted(unknown))}; choose from {', '.join(NAMES)}")
     else:
         sys.exit(main(sys.argv[1:]))

@@ -24,7 +24,7 @@ def boot(base: Path | None = None) -> Path:
 
     `base` holds its models, input and output folders. Runs on the CPU where there is no GPU.
     """
-    host = load("lyra_launcher", TOOLS / "comfy.py").find_host()
+    host = load("lyra_comfy", TOOLS / "comfy.py").find_host()
     if not any(type(finder).__name__ == "_BeforeFirstImport" for finder in sys.meta_path):
         load("lyra_host_shim", TOOLS / "host_shim" / "sitecustomize.py")
     # tools/comfy.py would hide the host's comfy, and our nodes/ its nodes.py

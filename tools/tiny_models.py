@@ -63,11 +63,11 @@ def write_lyra2(path: Path, config: Mapping = TINY, seed: int = 0, dtype=torch.f
     return path
 
 
-def write_wan(path: Path, dim: int = 128, num_layers: int = 2, text_dim: int = 64, seed: int = 0) -> Path:
+def write_wan(path: Path, dim: int = 128, num_layers: int = 2, seed: int = 0) -> Path:
     """A plain Wan 2.1 image-to-video transformer."""
     from comfy.ldm.wan.model import WanModel
 
-    sizes = {"dim": dim, "ffn_dim": 2 * dim, "num_heads": dim // 128, "num_layers": num_layers, "text_dim": text_dim}
+    sizes = {"dim": dim, "ffn_dim": 2 * dim, "num_heads": dim // 128, "num_layers": num_layers}
     with torch.device("meta"):
         network = WanModel("i2v", in_dim=36, **sizes, device="meta", operations=torch.nn)
     weights = random_weights({key: tuple(w.shape) for key, w in network.state_dict().items()}, seed)
