@@ -58,7 +58,7 @@ class FramePackLayout:
 
         ValueError for anything else.
         """
-        match = re.fullmatch(r"((?:f[1-9]\d*[ks][1-9]\d*)+)_g([1-9]\d*)", text)
+        match = re.fullmatch(r"((?:f[1-9]\d*[ks][1-9]\d*)+)_g([1-9]\d*)", text, re.ASCII)
         if not match:
             raise ValueError(f"{text!r} is no FramePack layout; expected something like {LYRA2}")
         sources: dict[str, Source] = {letter: source for source, letter in _LETTERS.items()}

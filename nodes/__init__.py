@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..lyra_core.models import lyra2_host
-from . import depth, sampling, splat, trajectory, world
+from . import checkpoint, depth, sampling, splat, trajectory, world
 
 
 class LyraExtension(ComfyExtension):
@@ -31,6 +31,7 @@ class LyraExtension(ComfyExtension):
             world.Consistency,
             sampling.Sigmas,
             sampling.UniPCSampler,
+            checkpoint.ConvertCheckpoint,
             splat.WorldGaussians,
             splat.RenderSplat,
         ]

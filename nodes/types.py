@@ -30,11 +30,11 @@ def colour(image: torch.Tensor) -> torch.Tensor:
     return image.expand(*image.shape[:3], 3) if image.shape[-1] == 1 else image[..., :3]
 
 
-def progress(total: int, size: int = 512) -> Callable[[int, int, torch.Tensor | None], None]:
+def progress(total: int = 1, size: int = 512) -> Callable[[int, int, torch.Tensor | None], None]:
     """A callback (done, total, uint8 picture or None) that moves the node's bar, shows the picture and obeys an interrupt."""
     bar = ProgressBar(total)
 
-    def on_step(done: int, _total: int, picture: torch.Tensor | None = None) -> None:
+    def on_step(done: int, total: int, picture: torch.Tensor | None = None) -> None:
         throw_exception_if_processing_interrupted()
         preview = None if picture is None else ("JPEG", Image.fromarray(picture.cpu().numpy()), size)
         bar.update_absolute(done, total, preview)
@@ -58,10 +58,14 @@ def file_fingerprint(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
 
 
-def output_folder(name: str) -> Path:
-    """output/NAME; ValueError for names that lead out of the output folder."""
-    base = Path(folder_paths.get_output_directory()).resolve()
-    path = (base / name).resolve()
-    if not name.strip() or path == base or base not in path.parents:
-        raise ValueError(f"{name!r} is no folder inside the output folder; use a plain name such as worlds/my_world")
+def inside(base: Path, name: str) -> Path:
+    """base/NAME; ValueError for names that lead out of the folder or are none."""
+    path = (base.resolve() / name).resolve()
+    if not name.strip() or base.resolve() not in path.parents:
+        raise ValueError(f"{name!r} is no path inside {base}; use a plain name")
     return path
+
+
+def output_folder(name: str) -> Path:
+    """output/NAME, such as worlds/my_world; ValueError for names that lead out of the output folder."""
+    return inside(Path(folder_paths.get_output_directory()), name)

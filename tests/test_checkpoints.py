@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def convert(checkpoints):
     return with_config
 
 
+@pytest.fixture(scope="session")
+def loaded(checkpoints, weights, tmp_path_factory):
+    """The model that the host's stock loader makes of a converted file."""
+    import comfy.sd
+
+    folder = tmp_path_factory.mktemp("loaded")
+    checkpoints.convert(as_safetensors(folder / "source", prefixed(weights)), folder / "t.safetensors", stored=STORED)
+    return comfy.sd.load_diffusion_model(str(folder / "t.safetensors"), {"dtype": torch.bfloat16}).model
+
+
 @pytest.fixture
 def source(tmp_path, weights) -> Path:
     """The tiny network as a .safetensors file."""
@@ -103,7 +114,7 @@ def as_nested_pt(place: Path, tensors: dict) -> Path:
 
 
 def as_shards(place: Path, tensors: dict) -> Path:
-    """Two files, and an index that does not name a third."""
+    """Two files and an index."""
     place.mkdir()
     names = list(tensors)
     halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -111,15 +122,15 @@ def as_shards(place: Path, tensors: dict) -> Path:
         save_file({name: tensors[name] for name in half}, place / file)
     index = {"weight_map": {name: file for file, half in halves.items() for name in half}}
     (place / "model.safetensors.index.json").write_text(json.dumps(index))
-    save_file({"other": torch.zeros(1)}, place / "other.safetensors")
     return place
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def as_distributed(place: Path, tensors: dict) -> Path:
     import torch.distributed.checkpoint as dcp
 
-    dcp.save(tensors, checkpoint_id=place / "model", no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.save(tensors, checkpoint_id=place / "model", no_dist=True)
     return place
 
 
@@ -130,7 +141,7 @@ def as_distributed_by_two_ranks(place: Path, tensors: dict) -> Path:
 
     place.mkdir()
     stored, places = {}, {}
-    files = [open(place / f"__{rank}_0.distcp", "wb") for rank in range(2)]
+    files = [(place / f"__{rank}_0.distcp").open("wb") for rank in range(2)]
     for name, tensor in tensors.items():
         axis = next((axis for axis, length in enumerate(tensor.shape) if length > 1), None)
         halves = [tensor] if axis is None else tensor.chunk(2, axis)
@@ -145,7 +156,8 @@ def as_distributed_by_two_ranks(place: Path, tensors: dict) -> Path:
         stored[name] = m.TensorStorageMetadata(m.TensorProperties(tensor.dtype), tensor.shape, chunks)
     for file in files:
         file.close()
-    (place / ".metadata").write_bytes(pickle.dumps(m.Metadata(stored, None, places)))
+    backwards = dict(reversed(places.items()))
+    (place / ".metadata").write_bytes(pickle.dumps(m.Metadata(stored, None, backwards)))
     return place
 
 
@@ -160,6 +172,14 @@ def assert_holds(file: Path, weights: dict, dtype: torch.dtype) -> None:
     assert found.keys() == weights.keys()
     for name, tensor in found.items():
         assert tensor.dtype == dtype and torch.equal(tensor, weights[name].to(dtype)), name
+
+
+def test_the_hosts_stock_loader_takes_a_converted_file(loaded, host, weights):
+    assert isinstance(loaded, host.Lyra2Base)
+    found = loaded.diffusion_model.state_dict()
+    assert found.keys() == weights.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor.flatten().bfloat16(), weights[name].flatten().bfloat16()), name
 
 
 # ------------------------------------------------------------------------------------------------------- formats
@@ -202,14 +222,15 @@ def test_a_file_says_its_format_and_its_configuration(source, layout, convert, t
         assert json.loads(bytes(file.get_tensor("lyra2_config").tolist())) == {"framepack": layout, "num_heads": 2}
 
 
-def test_every_tensor_lies_at_a_multiple_of_its_items_size(source, convert, target):
-    convert(source, target)
+def test_every_tensor_lies_at_a_multiple_of_its_items_size(convert, tmp_path, target):
+    mixed = {"head.head.lora_A.weight": torch.zeros(1, 3).half(), "head.head.alpha": torch.tensor(1.0)}
+    convert(as_pth(tmp_path / "source", mixed), target)
     raw = target.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
-    sizes = {"BF16": 2, "U8": 1}
     assert length % 8 == 0
-    assert all(t["data_offsets"][0] % sizes[t["dtype"]] == 0 for n, t in header.items() if n != "__metadata__")
+    assert header["diffusion_model.head.head.alpha"]["data_offsets"][0] % 4 == 0
+    assert header["diffusion_model.head.head.lora_A.weight"]["data_offsets"][0] % 2 == 0
 
 
 def test_a_converted_file_converts_again_without_being_told_its_configuration(source, weights, convert, target):
@@ -225,10 +246,16 @@ def test_a_convolutions_patch_embedding_becomes_the_references_matrix(weights, c
     assert_holds(target, weights, torch.bfloat16)
 
 
+def test_integers_stay_integers(weights, convert, tmp_path, target):
+    name = "blocks.0.ffn.0.bias"
+    convert(as_safetensors(tmp_path / "source", {**weights, name: torch.full((32,), 1_000_001)}), target)
+    assert load_file(target)[name].tolist() == [1_000_001] * 32
+
+
 def test_views_of_a_shared_storage_are_read_where_they_lie(weights, convert, tmp_path, target):
     q, k = "blocks.0.self_attn.q.weight", "blocks.0.self_attn.k.weight"
     both = torch.cat([weights[q], weights[k].mT])
-    views = {q: both[: len(weights[q])], k: both[len(weights[q]) :].mT, "norm": None}
+    views = {q: both[: len(weights[q])], k: both[len(weights[q]) :].mT}
     convert(as_pth(tmp_path / "source", {**weights, q: views[q], k: views[k]}), target, torch.float32)
     assert_holds(target, weights, torch.float32)
 
@@ -384,10 +411,10 @@ def test_incomplete_dcp_tensors_are_refused(weights, convert, tmp_path, target):
 
 
 @pytest.mark.parametrize("keep", [0.999, 0.5, 0.0])
-@pytest.mark.parametrize("write", BREAKABLE)
+@pytest.mark.parametrize("write", [*BREAKABLE, as_distributed_by_two_ranks])
 def test_a_file_that_is_cut_off_is_refused_by_name(write, keep, weights, convert, tmp_path, target):
     source = write(tmp_path / "source", prefixed(weights))
-    file = next(source.glob("model/*.distcp")) if source.is_dir() else source
+    file = next(source.rglob("*.distcp")) if source.is_dir() else source
     os.truncate(file, int(keep * file.stat().st_size))
     with pytest.raises(ValueError, match=f"{file.name}.*download it again|{file.name} is no zip"):
         convert(source, target)
@@ -416,12 +443,17 @@ def test_a_pickle_of_an_old_torch_is_refused_with_the_way_out(weights, convert, 
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_pth_that_was_packed_anew_is_refused_or_right(compression, weights, convert, tmp_path, target):
-    source = as_pth(tmp_path / "source", weights)
-    packed = tmp_path / "packed.pth"
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_pth_that_another_program_packed_is_refused_or_right(count, compression, convert, tmp_path, target):
+    tensors = {f"blocks.{i}.norm3.diff": torch.full((100,), 1.0 + i) for i in range(count)}
+    source, packed = as_pth(tmp_path / "source", tensors), tmp_path / "packed.pth"
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(packed, "w", compression) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
+    if (count, compression) == (1, zipfile.ZIP_STORED):
+        convert(packed, target)
+        assert load_file(target)["diffusion_model.blocks.0.norm3.diff"].eq(1).all()
+        return
     with pytest.raises(ValueError, match="packed.pth was packed by another program"):
         convert(packed, target)
 
@@ -444,21 +476,6 @@ def test_a_source_that_is_none_is_refused(convert, tmp_path, target):
     for name, told in [("empty", "neither .metadata"), ("notes.txt", "no .safetensors, .pth"), ("absent", "not exist")]:
         with pytest.raises(ValueError, match=f"{name}.*{told}"):
             convert(tmp_path / name, target)
-
-
-def test_a_shard_that_the_index_names_must_be_there(weights, convert, tmp_path, target):
-    source = as_shards(tmp_path / "source", weights)
-    (source / "b.safetensors").unlink()
-    with pytest.raises(ValueError, match="(?s)index.json names files that are missing.*b.safetensors"):
-        convert(source, target)
-
-
-def test_shards_without_an_index_are_read_together(weights, convert, tmp_path, target):
-    source = as_shards(tmp_path / "source", weights)
-    (source / "model.safetensors.index.json").unlink()
-    (source / "other.safetensors").unlink()
-    convert(source, target)
-    assert_holds(target, weights, torch.bfloat16)
 
 
 def test_an_existing_target_is_refused_and_untouched(source, convert, target):
@@ -534,6 +551,23 @@ def test_a_half_written_tensor_is_written_again(source, convert, target):
     assert target.read_bytes() == content
 
 
+def test_what_is_behind_the_last_tensor_goes(source, convert, target):
+    whole = target.with_name("whole.safetensors")
+    convert(source, whole)
+    part_of(target).write_bytes(whole.read_bytes() + b"surplus")
+    convert(source, target)
+    assert target.read_bytes() == whole.read_bytes()
+
+
+def test_a_file_is_on_the_disk_and_verified_before_it_gets_its_name(source, convert, target, monkeypatch):
+    events = []
+    fsync, move = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (events.append("sync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (events.append("name"), move(old, new)))
+    convert(source, target, on_progress=lambda done, total: events.append("all") if done == total else None)
+    assert events == ["sync", "all", "name"]
+
+
 def test_what_was_complete_is_not_written_again_but_verified(source, convert, target):
     with pytest.raises(Interrupt):
         convert(source, target, on_progress=Progress(40))
@@ -576,11 +610,11 @@ def test_what_was_begun_for_another_dtype_starts_again(source, weights, convert,
 # ----------------------------------------------------------------------------------------------------------- memory
 
 CHILD = """
-import importlib.util, json, sys
+import sys
 from pathlib import Path
-sys.path[:] = json.loads(sys.argv[1])
-from comfy.cli_args import args
-args.cpu = True
+sys.path.append(sys.argv[1])
+import host
+host.boot()
 import torch
 torch.set_num_threads(1)
 import torch.distributed.checkpoint
@@ -590,28 +624,28 @@ def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
-before = peak()
-checkpoints.convert(Path(sys.argv[2]), Path(sys.argv[3]), stored={"num_heads": 4})
-print(peak() - before)
+for source in map(Path, sys.argv[2:]):
+    before, target = peak(), source.with_name(source.name + "_target.safetensors")
+    checkpoints.convert(source, target, stored={"num_heads": 2})
+    print(peak() - before, target.stat().st_size)
+    target.unlink()
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-@pytest.mark.parametrize("write", BREAKABLE)
-def test_memory_holds_a_few_tensors_and_never_the_file(write, host, layout, tmp_path, project):
-    config = {**CONFIG, "framepack": layout, "dim": 512, "ffn_dim": 4096, "num_heads": 4, "num_layers": 10}
+def test_memory_holds_a_few_tensors_and_never_the_file(host, layout, tmp_path, project):
+    config = {**CONFIG, "framepack": layout, "dim": 256, "ffn_dim": 4096, "num_layers": 9}
     shapes = host.weight_shapes(config)
-    source, target = (
-        write(tmp_path / "source", {n: torch.ones(s) for n, s in shapes.items()}),
-        tmp_path / "t.safetensors",
-    )
+    largest = 4 * max(torch.Size(shape).numel() for shape in shapes.values())
+    tensors = {name: torch.ones(shape) for name, shape in shapes.items()}
+    sources = [str(write(tmp_path / write.__name__, tensors)) for write in BREAKABLE]  # 120 MB each
     try:
-        paths = json.dumps([*sys.path, str(project)])
-        command = [sys.executable, "-c", CHILD, paths, str(source), str(target)]
-        grown = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=100).stdout.split()[-1])
-        assert target.stat().st_size > 150e6  # and the source twice as much
-        largest = max(torch.Size(s).numel() for s in shapes.values()) * 4
-        assert grown < 3 * largest + 20e6
+        command = [sys.executable, "-c", CHILD, str(project / "tools"), *sources]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        for grown, size in (map(int, line.split()) for line in done.stdout.splitlines()[-3:]):
+            assert size > 60e6
+            assert grown < 2 * largest + 15e6 < 40e6
     finally:
         shutil.rmtree(tmp_path)
 
@@ -693,16 +727,37 @@ def test_two_adapters_in_a_lora_are_refused(checkpoints, tmp_path, target):
         ("lora_unet_{}", "lora_down.weight", "lora_up.weight"),
     ],
 )
-def test_the_host_maps_every_key_of_a_converted_lora(module, a, b, checkpoints, weights, tmp_path, target, caplog):
+def test_the_host_maps_every_key_of_a_converted_lora(module, a, b, checkpoints, loaded, tmp_path, target, caplog):
     import comfy.lora
 
     names = ["blocks.1.cam_encoder", "blocks.0.buffer_encoder.0", "clean_patch_embeddings.4", "blocks.0.ffn.2"]
     flat = [name.replace(".", "_") if module.startswith("lora_unet") else name for name in names]
     tensors = {key: tensor for name in flat for key, tensor in lora(module.format(name), a, b).items()}
     checkpoints.convert(as_safetensors(tmp_path / "source", tensors), target)
-    model = torch.nn.Module()
-    model.state_dict = lambda: prefixed(weights, "diffusion_model.")
-    model.model_config = type("Config", (), {"unet_config": {}})
-    patches = comfy.lora.load_lora(load_file(target), comfy.lora.model_lora_keys_unet(model, {}))
+    patches = comfy.lora.load_lora(load_file(target), comfy.lora.model_lora_keys_unet(loaded, {}))
     assert patches.keys() == {f"diffusion_model.{name}.weight" for name in names}
     assert "not loaded" not in caplog.text
+
+
+# -------------------------------------------------------------------------------------------------------- the node
+
+
+def test_the_node_converts_inside_the_models_folder_and_names_the_file(comfy_host, pack, tiny_models, monkeypatch):
+    import folder_paths
+
+    node = pack.checkpoint.ConvertCheckpoint
+    monkeypatch.setattr(folder_paths, "models_dir", str(comfy_host / "models"))
+    source = tiny_models.write_lyra2(comfy_host / "models" / "lyra2" / "released.safetensors")
+    report = node.execute("lyra2/released.safetensors", "converted").args[0]
+    target = comfy_host / "models" / "diffusion_models" / "converted.safetensors"
+    assert str(target) in report and load_file(target)["head.head.weight"].dtype == torch.bfloat16
+    save_file({"net.blocks.0.cam_encoder.lora_A.weight": torch.ones(2, 3)}, source.with_name("dmd.safetensors"))
+    node.execute("lyra2/dmd.safetensors", "dmd.safetensors")
+    assert load_file(comfy_host / "models" / "loras" / "dmd.safetensors").keys() == {
+        "diffusion_model.blocks.0.cam_encoder.lora_A.weight"
+    }
+    for outside in ("../elsewhere.safetensors", "/etc/passwd"):
+        with pytest.raises(ValueError, match="no path inside"):
+            node.execute(outside, "x")
+        with pytest.raises(ValueError, match="no path inside"):
+            node.execute("lyra2/released.safetensors", outside)

@@ -130,6 +130,7 @@ def test_a_plain_wan_file_is_still_plain_wan(load):
 
 def test_registering_again_changes_nothing(comfy_host):
     import comfy.supported_models
+
     from lyra_core.models import lyra2_host
 
     before = list(comfy.supported_models.models)
@@ -139,6 +140,7 @@ def test_registering_again_changes_nothing(comfy_host):
 
 def test_without_the_pack_the_file_is_refused_and_not_taken_for_plain_wan(load, monkeypatch):
     import comfy.supported_models
+
     from lyra_core.models import lyra2_host
 
     others = [model for model in comfy.supported_models.models if model is not lyra2_host.Lyra2]
@@ -152,7 +154,9 @@ def test_the_reference_s_own_keys_load_too(models, load, tiny_models):
     weights = {f"net.{key}": weight for key, weight in load_file(models / "lyra2.safetensors").items()}
     extra = {"net.accum_iteration": torch.tensor(3), "net.blocks.0.self_attn.attn_op._extra_state": torch.zeros(1)}
     save_file({**weights, **extra}, models / "net.safetensors")
-    found, expected = (load(name).model.diffusion_model.state_dict() for name in ("net.safetensors", "lyra2.safetensors"))
+    found, expected = (
+        load(name).model.diffusion_model.state_dict() for name in ("net.safetensors", "lyra2.safetensors")
+    )
     assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
 
 
@@ -283,7 +287,8 @@ def test_bfloat16_stays_close(models, prompts):
 
     path = str(models / "lyra2.safetensors")
     exact, rounded = (
-        sample(comfy.sd.load_diffusion_model(path, {"dtype": dtype}), prompts) for dtype in (torch.float32, torch.bfloat16)
+        sample(comfy.sd.load_diffusion_model(path, {"dtype": dtype}), prompts)
+        for dtype in (torch.float32, torch.bfloat16)
     )
     assert 0 < (exact - rounded).norm() / exact.norm() < 2e-2
 
@@ -319,7 +324,9 @@ def test_an_area_sees_its_part_of_the_history(load, history, tiny_models):
     """The left half sampled as an area equals a world that is that half."""
     from node_helpers import conditioning_set_values
 
-    half = replace(history, **{key: getattr(history, key)[..., :4] for key in ("latents", "warped", "rays", "correspondences")})
+    half = replace(
+        history, **{key: getattr(history, key)[..., :4] for key in ("latents", "warped", "rays", "correspondences")}
+    )
     model, latent = load(), random(1, 16, 3, *SIZE, seed=8)
     area = conditioning_set_values(prompt(history, 10), {"area": (3, 6, 4, 0, 0, 0)})
     import comfy.samplers
@@ -371,7 +378,10 @@ def lora(comfy_host, models):
     weights, parts = load_file(models / "lyra2.safetensors"), {}
     for i, layer in enumerate(LORA_LAYERS):
         weight = weights[f"{layer}.weight"]
-        down, up = random(4, weight.shape[1], seed=i) / weight.shape[1] ** 0.5, random(weight.shape[0], 4, seed=100 + i) / 4
+        down, up = (
+            random(4, weight.shape[1], seed=i) / weight.shape[1] ** 0.5,
+            random(weight.shape[0], 4, seed=100 + i) / 4,
+        )
         parts[f"diffusion_model.{layer}.lora_A.weight"], parts[f"diffusion_model.{layer}.lora_B.weight"] = down, up
         weights[f"{layer}.weight"] = weight + STRENGTH * (up @ down)
     save_file(parts, comfy_host / "models" / "loras" / "lora.safetensors")
@@ -394,9 +404,10 @@ def test_a_patched_model_is_the_merged_one_and_leaves_the_original(load, prompts
 
 def test_a_lora_hook_on_the_prompts_is_the_patched_model(load, prompts, lora, spy):
     """Hooks swap weights between steps, so nothing encoded before may be used."""
-    import nodes
     from comfy.hooks import set_hooks_for_conditioning
     from comfy_extras.nodes_hooks import CreateHookLoraModelOnly
+
+    import nodes
 
     patched = nodes.LoraLoaderModelOnly().load_lora_model_only(load(), lora, STRENGTH)[0]
     expected = sample(patched, prompts, cfg=5.0)
@@ -406,9 +417,12 @@ def test_a_lora_hook_on_the_prompts_is_the_patched_model(load, prompts, lora, sp
     torch.testing.assert_close(sample(load(), hooked, cfg=5.0), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_saving_and_loading_again_changes_nothing_and_keeps_the_safe_form(comfy_host, load, prompts, models, monkeypatch):
+def test_saving_and_loading_again_changes_nothing_and_keeps_the_safe_form(
+    comfy_host, load, prompts, models, monkeypatch
+):
     import comfy.supported_models
     from comfy_extras.nodes_model_merging import ModelSave
+
     from lyra_core.models import lyra2_host
 
     expected = sample(load(), prompts)
@@ -459,7 +473,9 @@ def test_a_training_node_reaches_our_own_layers(load, prompts):
             "bypass_mode": False,
         }
         latents = [{"samples": random(1, 16, 3, *SIZE, seed=3)}]
-        result = TrainLoraNode.execute([load()], latents, [prompts[0]], **{key: [value] for key, value in settings.items()})
+        result = TrainLoraNode.execute(
+            [load()], latents, [prompts[0]], **{key: [value] for key, value in settings.items()}
+        )
     trained = result.args[0]
     for layer in ("blocks.0.cam_encoder", "blocks.1.buffer_encoder.0", "clean_patch_embeddings.0", "patch_embedding"):
         up = next(value for key, value in trained.items() if layer in key and "up" in key.lower())
@@ -481,7 +497,10 @@ def test_the_memory_estimate_counts_the_history(load, prompts):
     import comfy.sampler_helpers
 
     def estimate(prompts):
-        converted = {name: comfy.sampler_helpers.convert_cond(p) for name, p in zip(("positive", "negative"), prompts, strict=True)}
+        converted = {
+            name: comfy.sampler_helpers.convert_cond(p)
+            for name, p in zip(("positive", "negative"), prompts, strict=True)
+        }
         return comfy.sampler_helpers.estimate_memory(load(), (1, 16, 3, *SIZE), converted)[0]
 
     without = [[text, {}] for text, _ in prompts[0]]

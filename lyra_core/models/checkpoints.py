@@ -111,15 +111,24 @@ def convert(
     if target.exists():
         raise ValueError(f"{target} exists already; remove it or choose another name")
     found = read_entries(source)
-    entries = [entry for entry in found if not TRAINING_ONLY.search(entry.name)]
+    dropped = tuple(entry.name for entry in found if TRAINING_ONLY.search(entry.name))
+    entries = [entry for entry in found if entry.name not in dropped]
     if odd := [entry.name for entry in entries if entry.dtype is None]:
         raise ValueError(f"{source} holds what is no plain tensor; remove it:\n{lyra2_host.listed(odd)}")
-    is_lora = any(LORA.search(entry.name) for entry in entries)
-    renamed = list(_renamed(source, entries, lora_key).values()) if is_lora else _model(source, entries, dtype, stored)
-    size = _save(renamed, target, on_progress)
-    dropped = tuple(entry.name for entry in found if TRAINING_ONLY.search(entry.name))
-    unknown = _unknown_modules(renamed) if is_lora else ()
-    return Report("LoRA" if is_lora else "model", len(renamed), size, dropped, unknown)
+    if _of_lora(entries):
+        renamed = list(_renamed(source, entries, lora_key).values())
+        return Report("LoRA", len(renamed), _save(renamed, target, on_progress), dropped, _unknown_modules(renamed))
+    weights = _model(source, entries, dtype, stored)
+    return Report("model", len(weights), _save(weights, target, on_progress), dropped, ())
+
+
+def is_lora(source: Path) -> bool:
+    """Whether a source holds a LoRA and not a whole model; ValueError as in convert."""
+    return _of_lora(read_entries(Path(source)))
+
+
+def _of_lora(entries: list[Entry]) -> bool:
+    return any(LORA.search(entry.name) for entry in entries)
 
 
 # ------------------------------------------------------------------------------------------------- what is written
@@ -134,14 +143,14 @@ def _model(source: Path, entries: list[Entry], dtype: torch.dtype, stored: Mappi
             f"{source} holds no Lyra 2 transformer, clean_patch_embeddings are missing; it is {kind} "
             f"with {len(named)} tensors:\n{lyra2_host.listed(list(named), 5)}"
         )
-    if own := named.pop(lyra2_host.CONFIG_KEY, None):
-        stored = stored or lyra2_host.unpack_config(own.read(own.dtype))
+    own = named.pop(lyra2_host.CONFIG_KEY, None)
     embedding = named.get("patch_embedding.weight")
     if embedding is not None and len(embedding.shape) == 5:
         # A matrix as in the reference: hosts without this pack would load a convolution as plain Wan.
         named[embedding.name] = replace(embedding, shape=(embedding.shape[0], prod(embedding.shape[1:])))
     shapes = {name: entry.shape for name, entry in named.items()}
     try:
+        stored = stored or (own and lyra2_host.unpack_config(own.read(own.dtype)))
         config = lyra2_host.complete_config(shapes, stored)
     except ValueError as problem:
         raise ValueError(f"{source}: {problem}") from problem
@@ -271,25 +280,17 @@ def read_entries(source: Path) -> list[Entry]:
     for folder in (source, source / "model", source / "model" / "model"):
         if (folder / ".metadata").is_file():
             return _distributed(folder)
-    return [entry for shard in _shards(source) for entry in _safetensors(shard)]
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The files of a model in several: those that its index names, if it has one."""
-    shards = sorted(folder.glob("*.safetensors"))
-    for index in folder.glob("*.safetensors.index.json"):
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        shards = [shard for shard in shards if shard.name in names]
-        if absent := sorted(names - {shard.name for shard in shards}):
-            raise ValueError(f"{index} names files that are missing; download them:\n{lyra2_host.listed(absent)}")
+    shards = sorted(source.glob("*.safetensors"))
     if not shards:
         raise ValueError(
-            f"{folder} holds neither .metadata with .distcp files nor .safetensors files; give a checkpoint"
+            f"{source} holds neither .metadata with .distcp files nor .safetensors files: name a checkpoint"
         )
-    return shards
+    return [entry for shard in shards for entry in _safetensors(shard)]
 
 
-def _from_file(file: Path, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype):
+def _from_file(
+    file: Path, offset: int, shape: tuple, stride: tuple, dtype: torch.dtype
+) -> Callable[[torch.dtype], Tensor]:
     """Entry.read for a tensor that lies in a file as it would in memory. Mapped pages would count as used memory."""
     count = prod(shape) and 1 + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
 

@@ -34,9 +34,10 @@ class HistoryMaps(NamedTuple):
     latents: Tensor  # 36 channels, history slots: clean latents in the model's scale | 4 known-mask | the latents again
     rays: Tensor  # RAY_CHANNELS, history slots then new latents
     correspondences: Tensor  # SLOT_CHANNELS per spatial slot, spatial slots then new latents
+    frames: tuple[int, ...] | None = None  # which new latents of the chunk these are, if not all
 
-    def to(self, *args) -> HistoryMaps:
-        return HistoryMaps(*(tensor.to(*args) for tensor in self))
+    def to(self, *args, **kwargs) -> HistoryMaps:
+        return HistoryMaps(*(tensor.to(*args, **kwargs) for tensor in self[:3]), self.frames)
 
     def at(self, frames: list[int], rows: slice, columns: slice) -> HistoryMaps:
         """A part of the picture, and only some of the new latents."""
@@ -45,7 +46,8 @@ class HistoryMaps(NamedTuple):
             maps[:, :, [*range(maps.shape[2] - new), *(maps.shape[2] - new + frame for frame in frames)], rows, columns]
             for maps in (self.rays, self.correspondences)
         )
-        return HistoryMaps(self.latents[..., rows, columns], rays, correspondences)
+        frames = tuple(frames if self.frames is None else (self.frames[frame] for frame in frames))
+        return HistoryMaps(self.latents[..., rows, columns], rays, correspondences, frames)
 
 
 class HistoryTokens(NamedTuple):
@@ -173,9 +175,13 @@ class Lyra2Model(WanModel):
         """All that a chunk's steps share. The maps may lie elsewhere: they move to `device` piece by piece."""
         device, dtype = device or maps.latents.device, dtype or maps.latents.dtype
         height, width = maps.latents.shape[-2:]
+        tokens = self.embed_history(maps.latents.to(device, dtype))
         positions = self.positions(height, width, maps.rays.shape[2] - self.layout.slots(), device)
+        if maps.frames is not None:  # their place in the whole chunk
+            times = positions.new_tensor(maps.frames) + self.layout.slots()
+            positions[0, tokens.shape[1] :, 0] = times.repeat_interleave(prod(_grid(height, width)))
         return HistoryTokens(
-            tokens=self.embed_history(maps.latents.to(device, dtype)),
+            tokens=tokens,
             positions=positions,
             rope=self.rope(positions),
             rays=self.ray_tokens(maps.rays.to(device, dtype)),
@@ -221,8 +227,8 @@ class Lyra2Model(WanModel):
         out = torch.zeros(len(self.blocks), batch, length, self.rank, device=device, dtype=dtype)
         for (start, segment), frame in zip(self.seen_latents(height, width, new), maps.unbind(2), strict=True):
             encoded = octaves(correspondence_tokens(frame.to(device, dtype), segment))
-            for block, part in zip(self.blocks, out, strict=True):
-                part[:, start : start + encoded.shape[1]] = block.buffer_encoder[0](encoded)
+            for i, block in enumerate(self.blocks):
+                out[i, :, start : start + encoded.shape[1]] = block.buffer_encoder[0](encoded)
         return out
 
     def seen_latents(self, height: int, width: int, new: int) -> Iterator[tuple[int, Segment]]:

@@ -102,8 +102,8 @@ def faults(shapes: Mapping[str, tuple[int, ...]], config: Mapping, missing_only:
     if missing_only:
         return found
     found += [f"not of this network: {key}" for key in shapes if key not in expected]
-    for key in expected.keys() & shapes.keys():
-        if tuple(shapes[key]) != expected[key]:
+    for key in expected:
+        if key in shapes and tuple(shapes[key]) != expected[key]:
             found.append(f"{key} is {tuple(shapes[key])}, not {expected[key]}")
     return found
 
@@ -247,7 +247,7 @@ class Lyra2Base(comfy.model_base.WAN21):
         maps = HistoryMaps(stacked, source.rays[None], source.correspondences[None])
         if changing:
             # copies, because autograd can't keep tensors that were made in inference mode
-            return CONDHistory(source, maps, HistoryMaps(*(m.to(device, dtype, copy=True) for m in maps)), cost)
+            return CONDHistory(source, maps, maps.to(device, dtype, copy=True), cost)
         cond = CONDHistory(source, maps, self.diffusion_model.encode(maps, device, dtype), cost)
         self._running = (weakref.ref(cond), made_for)
         return cond
