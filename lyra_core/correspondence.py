@@ -6,11 +6,17 @@ to, seen from the newest frame.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .camera import Cameras, pixel_grid
+from .camera import Cameras, join, pixel_grid
+from .framepack import LATENT_FRAMES, FramePackLayout
+from .history import SLOT_CHANNELS, Guides
+from .memory import Keyframe
+from .warp import lift, splat_views
 
 LATENT_PIXELS = 8  # a latent stands for 8x8 pixels
 
@@ -41,3 +47,69 @@ def ray_maps(cameras: Cameras, reference: Cameras) -> Tensor:
 def on_latents(maps: Tensor) -> Tensor:
     """(C, F, H, W) -> (64 C, F, H / 8, W / 8): the 8x8 pixels of a latent become its channels, rows before columns."""
     return F.pixel_unshuffle(maps.movedim(1, 0), LATENT_PIXELS).movedim(0, 1)
+
+
+def guides(layout: FramePackLayout, retrieved: Sequence[Keyframe], history: Cameras, target: Cameras) -> Guides:
+    """What guides one chunk.
+
+    `retrieved` keyframes, the best one last; `history`: the cameras of all slots' frames in their order, the newest
+    frame's last; `target`: the cameras of the new frames, of which every latent shows its last.
+    """
+    cameras = join(history, target[LATENT_FRAMES - 1 :: LATENT_FRAMES])
+    rays = torch.cat([on_latents(ray_maps(cameras[i], history[-1])) for i in range(len(cameras))], 1)
+    seen = [canonical_history(layout, target.size), warped_correspondences(layout, retrieved, target)]
+    return Guides(rays, torch.cat(seen, 1))
+
+
+def canonical_history(layout: FramePackLayout, size: tuple[int, int]) -> Tensor:
+    """(SLOT_CHANNELS per spatial slot, spatial slots, h, w): each spatial slot's own pixels, as near as can be.
+
+    The block of the best correspondence says -1 for depth, the others +1; all repeat the slot's own coordinates.
+    """
+    slots = layout.slots("spatial")
+    return torch.cat(
+        [
+            torch.cat(
+                [
+                    on_latents(_with_depth(canonical_coordinates(size, slot, slots), depth))
+                    for depth in (-1.0, *[1.0] * (slots - 1))
+                ]
+            )
+            for slot in range(slots)
+        ],
+        1,
+    )
+
+
+def _with_depth(coordinates: Tensor, depth: float) -> Tensor:
+    """(4, 1, H, W) maps of coordinates (H, W, 3) and one depth."""
+    return torch.cat([coordinates, torch.full_like(coordinates[..., :1], depth)], -1).movedim(-1, 0)[:, None]
+
+
+def warped_correspondences(layout: FramePackLayout, retrieved: Sequence[Keyframe], target: Cameras) -> Tensor:
+    """(SLOT_CHANNELS per spatial slot, new latents, h, w): where the retrieved frames' pixels land in the new views.
+
+    Each frame's canonical coordinates and depth are warped there; the best frame's block comes first. Holes are -1, and so
+    is the depth nearest to the camera; the farthest that any frame has in any view is +1. Missing frames are far holes.
+    """
+    slots, size = layout.slots("spatial"), target.size
+    height, width = (side // LATENT_PIXELS for side in size)
+    maps = torch.full((slots, SLOT_CHANNELS, layout.new_latents, height, width), -1.0, device=target.w2c.device)
+    depths = SLOT_CHANNELS * 3 // 4  # the channels after the coordinates'
+    near, far = float("inf"), 0.0
+    for block, keyframe in enumerate(reversed(retrieved)):
+        coordinates = canonical_coordinates(size, slots - 1 - block, slots, target.w2c.device)
+        depth = keyframe.depth.to(target.w2c.device)
+        points = lift(depth, keyframe.camera.to(target.w2c.device), coordinates)
+        for frame, view in enumerate(splat_views(points, target)):
+            near, far = min(near, float(view.depth.min())), max(far, float(view.depth.max()))
+            latent, rest = divmod(frame + 1, LATENT_FRAMES)
+            if rest == 0:
+                seen = torch.where(view.seen[..., None], view.features.clamp(-1, 1), -1.0)
+                both = torch.cat([seen, view.depth[..., None]], -1).movedim(-1, 0)
+                maps[block, :, latent - 1] = on_latents(both)[:, 0]
+    spread = max(far - near, 1e-6)
+    known = maps[: len(retrieved), depths:]
+    known.copy_(2 * (known - near) / spread - 1)
+    maps[len(retrieved) :, depths:] = 1.0
+    return maps.flatten(0, 1)

@@ -28,6 +28,7 @@ class Keyframe:
     depth: Tensor  # (H, W) along z, scene units, 0 = unknown
     camera: Cameras  # length 1
     image: Tensor | None = None  # (H, W, 3) uint8, only for seed views, which are in no chunk
+    latent: Tensor | None = None  # (16, h, w) the frame encoded alone by the host's VAE, if one was at hand
 
     @cached_property
     def reach(self) -> tuple[float, float]:

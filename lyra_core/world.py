@@ -12,19 +12,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .camera import Cameras, check, join
+from .framepack import LYRA2
 from .memory import Keyframe, SpatialMemory, retrieve
 
 KEYFRAME_STRIDE = 8  # every 8th frame enters the memory, and the last of each chunk
-CHUNK_FRAMES = 80  # 20 latents of the video VAE; other generators may make chunks of any length
+CHUNK_FRAMES = LYRA2.new_frames  # generators without the transformer may make chunks of any length
 SIZE_MULTIPLE = 16  # the VAE's 8 times the transformer's 2
 LARGEST_SIDE = 2048  # pixels; 128 positions of the transformer's rotary embedding
+
+
+class Latents(NamedTuple):
+    """A chunk as the video VAE sees it, h x w latents of 8x8 pixels, in the scale of the host's VAE."""
+
+    sampled: Tensor  # (16, T, h, w) what was decoded into the frames
+    history: Tensor  # (16, T, h, w) the frames encoded again: what the next chunk remembers
+    newest: Tensor  # (H, W, 3) float32, the last frame as decoded, -1 .. 1 but not clamped
 
 
 @dataclass(frozen=True)
@@ -36,12 +46,13 @@ class Chunk:
     cameras: Cameras  # F
     prompt: str = ""
     settings: Mapping = field(default_factory=dict)  # what made it; plain JSON values
+    latents: Latents | None = None  # of the video VAE; None for a chunk that was made without
 
     @cached_property
     def key(self) -> str:
         """A hash of everything in it."""
         digest = hashlib.sha256(json.dumps([self.prompt, self.settings, self.cameras.size], sort_keys=True).encode())
-        for tensor in (self.frames, self.invented, self.cameras.w2c, self.cameras.K):
+        for tensor in (self.frames, self.invented, self.cameras.w2c, self.cameras.K, *(self.latents or ())):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
@@ -53,6 +64,8 @@ class World:
     first: Chunk
     chunks: tuple[Chunk, ...]
     memory: SpatialMemory
+    # where a VAE has got to, for the one who continues this world next; not part of what it is, and never saved
+    stream: list = field(default_factory=list, compare=False, repr=False)
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -225,10 +238,13 @@ def append(
     depths: Mapping[int, Tensor],
     prompt: str = "",
     settings: Mapping | None = None,
+    latents: Latents | None = None,
+    keyframe_latents: Mapping[int, Tensor] | None = None,
 ) -> World:
     """The world with one more chunk.
 
-    frames (F, H, W, 3) uint8, invented (F, H, W) bool, depths {frame id: (H, W)} for its keyframes (see `keyframe_ids`).
+    frames (F, H, W, 3) uint8, invented (F, H, W) bool, depths {frame id: (H, W)} for its keyframes (see `keyframe_ids`);
+    of a VAE the chunk's latents, and each keyframe's (16, h, w), encoded alone.
     ValueError if the plan was made for another state of the world or a depth is missing or unusable.
     """
     if plan.world_key != world.key:
@@ -248,9 +264,10 @@ def append(
                 f"frame {frame} needs a finite depth of {world.size[1]}x{world.size[0]}, found "
                 f"{'none' if depth is None else tuple(depth.shape)}"
             )
-        keyframes.append(Keyframe(frame, depth.cpu(), plan.target[frame - plan.first_frame]))
-    chunk = Chunk(frames, invented, plan.target, prompt, dict(settings or {}))
-    return replace(world, chunks=(*world.chunks, chunk), memory=world.memory.remember(*keyframes))
+        latent = (keyframe_latents or {}).get(frame)
+        keyframes.append(Keyframe(frame, depth.cpu(), plan.target[frame - plan.first_frame].to("cpu"), latent=latent))
+    chunk = Chunk(frames, invented, plan.target.to("cpu"), prompt, dict(settings or {}), latents)
+    return World(world.first, (*world.chunks, chunk), world.memory.remember(*keyframes))
 
 
 def keyframe_ids(plan: ChunkPlan) -> list[int]:
@@ -265,6 +282,4 @@ def rewind(world: World, chunks: int) -> World:
         raise ValueError(f"this world has {len(world.chunks)} chunks; it can't be rewound to {chunks}")
     kept = world.chunks[:chunks]
     frames = 1 + sum(len(c.frames) for c in kept)
-    return replace(
-        world, chunks=kept, memory=SpatialMemory(tuple(k for k in world.memory.keyframes if k.frame < frames))
-    )
+    return World(world.first, kept, SpatialMemory(tuple(k for k in world.memory.keyframes if k.frame < frames)))

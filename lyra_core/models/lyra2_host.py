@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..framepack import LYRA2, PATCH, FramePackLayout
-from ..history import History
+from ..history import RAY_CHANNELS, History
 from .lyra2 import TEXT_TOKENS, HistoryMaps, HistoryTokens, Lyra2Model
 
 MARKER = "clean_patch_embeddings.0.weight"  # a key of every Lyra 2 transformer and of nothing else
@@ -244,7 +244,7 @@ class Lyra2Base(comfy.model_base.WAN21):
             return running
         latents = self.process_latent_in(source.latents[None].to(device))
         stacked = torch.cat([latents, torch.ones_like(latents[:, :4]), latents], 1)
-        maps = HistoryMaps(stacked, source.rays[None], source.correspondences[None])
+        maps = HistoryMaps(stacked, *(guide[None] for guide in source.guides()))
         if changing:
             # copies, because autograd can't keep tensors that were made in inference mode
             return CONDHistory(source, maps, maps.to(device, dtype, copy=True), cost)
@@ -257,8 +257,8 @@ class Lyra2Base(comfy.model_base.WAN21):
         network, size = self.diffusion_model, comfy.model_management.dtype_size(self.get_dtype_inference())
         tokens = network.layout.history_tokens(*history.size)
         every = tokens + network.layout.new_latents * prod(history.size) // PATCH**2
-        ray_channels = history.rays.shape[0] * PATCH**2
-        kept = size * (tokens * network.dim + every * (network.num_layers * network.rank + ray_channels))
+        per_token = network.num_layers * network.rank + RAY_CHANNELS * PATCH**2
+        kept = size * (tokens * network.dim + every * per_token)
         per_pixel = size * 0.01 * self.memory_usage_factor * 1024**2
         return tokens * PATCH**2 + int(kept / per_pixel)
 

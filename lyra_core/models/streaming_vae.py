@@ -1,0 +1,164 @@
+"""The host's Wan 2.1 VAE, chunk after chunk: what came before a chunk lives in explicit caches, not in the model.
+
+The VAE is causal in time, so a chunk can be decoded and encoded on from where the last one ended, at flat memory, with
+the same result as all at once. The caches are gigabytes at 480x832 and are never saved: the network's memory is finite,
+so running it over the last chunks again rebuilds them exactly.
+
+The host's network takes the first latent alone and then two at a time (the first frame alone, then eight); every
+stretch that is processed here begins and ends so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import comfy.model_management
+import torch
+from comfy.ldm.wan.vae import CausalConv3d, Resample, WanVAE, count_cache_layers
+from comfy.sd import VAE
+from torch import Tensor, nn
+
+FRAMES = 4  # per latent, after the first
+PAIR = 2  # latents that the host's network takes at a time
+
+
+@dataclass
+class Stream:
+    """Where a VAE has got to. Passed on from chunk to chunk: whoever continues it uses it up."""
+
+    decoder: list = field(default_factory=list)  # features of the last frames in front of each causal layer
+    encoder: list = field(default_factory=list)
+
+
+def network_of(vae: VAE) -> WanVAE:
+    """The causal network; ValueError for a VAE of another family."""
+    network = vae.first_stage_model
+    if not isinstance(network, WanVAE):
+        raise ValueError(f"Lyra 2 needs the Wan 2.1 VAE (wan_2.1_vae), found {type(network).__name__}")
+    return network
+
+
+def fresh(vae: VAE) -> Stream:
+    """At the start of a video."""
+    network = network_of(vae)
+    return Stream([None] * count_cache_layers(network.decoder), [None] * count_cache_layers(network.encoder))
+
+
+def decode(vae: VAE, latents: Tensor, stream: Stream) -> Iterator[Tensor]:
+    """Go on decoding (16, T, h, w), as the host's VAE returns latents: (F, H, W, 3) frames in -1 .. 1, not clamped.
+
+    Yields the frames of at most two latents at a time: 1 for the first latent of all, 4 for every other.
+    """
+    network = network_of(vae)
+    for part in _in_pairs(latents.movedim(1, 0), started=stream.decoder[0] is not None, size=PAIR):
+        z = network.conv2(part.movedim(0, 1)[None].to(vae.device, vae.vae_dtype))
+        frames = torch.cat(network.decoder(z, feat_cache=stream.decoder, feat_idx=[0]), 2)
+        yield frames[0].movedim(0, -1).float().cpu()
+
+
+def encode(vae: VAE, frames: Tensor, stream: Stream) -> Iterator[Tensor]:
+    """Go on encoding (F, H, W, 3) in -1 .. 1; yields latents (16, 1 or 2, h, w) as the host's VAE returns them."""
+    network = network_of(vae)
+    started = stream.encoder[0] is not None
+    parts = list(_in_pairs(frames, started, size=PAIR))
+    for i, part in enumerate(parts):
+        pixels = part.movedim(-1, 0)[None].to(vae.device, vae.vae_dtype)
+        # the network keeps back a lone latent, unless it hears that there is no more
+        features = network.encoder(pixels, feat_cache=stream.encoder, feat_idx=[0], final=i == len(parts) - 1)
+        if features is not None:
+            yield network.conv1(features).chunk(2, dim=1)[0][0].float().cpu()
+
+
+def _in_pairs(items: Tensor, started: bool, size: int) -> Iterator[Tensor]:
+    """The first of all alone, then `size` at a time; ValueError for a rest that the network could not go on from."""
+    if not started:
+        yield items[:1]
+        items = items[1:]
+    if len(items) % size:
+        raise ValueError(f"{len(items)} at a time can't be streamed through the Wan VAE; make it a multiple of {size}")
+    yield from items.split(size) if len(items) else ()
+
+
+def load(vae: VAE, size: tuple[int, int]) -> None:
+    """Have the host put the VAE on its device, with room for two latents of (h, w) and what they need."""
+    memory = vae.memory_used_decode((1, 16, 1 + PAIR, *size), vae.vae_dtype)
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)
+
+
+def encode_alone(vae: VAE, frames: Tensor) -> Tensor:
+    """(N, 16, h, w) latents of frames (N, H, W, 3) in -1 .. 1, each encoded as a picture of its own."""
+    return torch.cat([next(encode(vae, frame[None], fresh(vae)))[:, 0][None] for frame in frames])
+
+
+def prime(vae: VAE, photo: Tensor, latents: int) -> tuple[Tensor, Stream]:
+    """The history (16, latents, h, w) of a world in which nothing has moved yet, and the stream after it.
+
+    photo (H, W, 3) in -1 .. 1, repeated; `latents` is odd.
+    """
+    stream = fresh(vae)
+    still = photo.expand(1 + FRAMES * (latents - 1), *photo.shape)
+    history = torch.cat(list(encode(vae, still, stream)), 1)
+    for _frames in decode(vae, history, stream):
+        pass  # only for the caches
+    return history, stream
+
+
+def advance(
+    vae: VAE, latents: Tensor, stream: Stream, on_frames: Callable[[Tensor], None] = lambda frames: None
+) -> Tensor:
+    """Decode the latents (16, T, h, w) of a chunk and encode what comes out: the latents that the next one remembers.
+
+    `on_frames` gets the frames (8, H, W, 3) in -1 .. 1, not clamped, as they come.
+    """
+    remembered = []
+    for frames in decode(vae, latents, stream):
+        on_frames(frames)
+        remembered += encode(vae, frames, stream)
+    return torch.cat(remembered, 1)
+
+
+def rebuild(vae: VAE, photo: Tensor, primed: int, count: int, latents: Callable[[int], Tensor]) -> Stream:
+    """The stream of a world of `count` latents, the `primed` ones of its photo included, as if it had never ended.
+
+    latents(start) are those from `start` on, as sampled. Only as many are run again as the network remembers.
+    """
+    network = network_of(vae)
+    groups = -(-encoder_reach(network) // (PAIR * FRAMES))
+    start = count - PAIR * groups - 1 - decoder_reach(network)
+    start -= (count - start + 1) % PAIR  # the first alone, then pairs
+    if start <= primed:
+        _history, stream = prime(vae, photo, primed)
+        if count > primed:
+            advance(vae, latents(primed), stream)
+        return stream
+    stream = fresh(vae)
+    parts = list(_in_pairs(latents(start).movedim(1, 0), started=False, size=PAIR))
+    before, last = parts[:-groups], parts[-groups:]
+    for part in before:
+        *_earlier, frames = decode(vae, part.movedim(0, 1), stream)
+    list(encode(vae, frames[-1:], stream))
+    advance(vae, torch.cat(last).movedim(0, 1), stream)
+    return stream
+
+
+def decoder_reach(network: WanVAE) -> int:
+    """How many latents back the decoder's features depend on."""
+    decoder = network.decoder
+    return _reach([decoder.conv1, *decoder.middle, *decoder.upsamples, *decoder.head])
+
+
+def encoder_reach(network: WanVAE) -> int:
+    """How many frames back the encoder's features depend on."""
+    encoder = network.encoder
+    return _reach([encoder.conv1, *encoder.downsamples, *encoder.middle, *encoder.head])
+
+
+def _reach(layers: list[nn.Module]) -> int:
+    reach, step = 0.0, 1.0  # both in units of the input
+    for layer in layers:
+        convolutions = (part for part in layer.modules() if isinstance(part, CausalConv3d))
+        reach += step * sum(part.kernel_size[0] - 1 for part in convolutions)
+        mode = layer.mode if isinstance(layer, Resample) else None
+        step *= {"upsample3d": 0.5, "downsample3d": 2.0}.get(mode, 1.0)
+    return int(-(-reach // 1))
