@@ -47,6 +47,18 @@ class Cameras:
         """(F,) vertical field of view, radians."""
         return 2 * torch.atan(0.5 * self.size[0] / self.K[:, 1, 1])
 
+    @property
+    def K_inverse(self) -> Tensor:
+        """(F, 3, 3) pixels to rays, every entry rounded once: a warp tells points on an exact pixel from those beside it."""
+        (fx, skew, cx), (_, fy, cy), _ = self.K.movedim(0, -1)
+        none, one = torch.zeros_like(fx), torch.ones_like(fx)
+        rows = (
+            (1 / fx, -skew / (fx * fy), -cx / fx + skew * cy / (fx * fy)),
+            (none, 1 / fy, -cy / fy),
+            (none, none, one),
+        )
+        return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
     def to(self, device) -> Cameras:
         return replace(self, w2c=self.w2c.to(device), K=self.K.to(device))
 
@@ -138,7 +150,7 @@ def pixel_grid(size: tuple[int, int], device=None) -> Tensor:
 
 def unproject(depth: Tensor, cameras: Cameras) -> Tensor:
     """World points (F, H, W, 3) seen at each pixel; depth (F, H, W) is along z."""
-    rays = pixel_grid(cameras.size, depth.device) @ torch.linalg.inv(cameras.K).mT[:, None]
+    rays = pixel_grid(cameras.size, depth.device) @ cameras.K_inverse.mT[:, None]
     local = rays * depth[..., None]
     c2w = cameras.c2w
     return local @ c2w[:, None, :3, :3].mT + c2w[:, None, None, :3, 3]

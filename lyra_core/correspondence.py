@@ -38,7 +38,7 @@ def ray_maps(cameras: Cameras, reference: Cameras) -> Tensor:
     c2w = reference.w2c @ cameras.c2w
     pixels = pixel_grid(cameras.size, cameras.K.device)
     pixels = pixels + pixels.new_tensor([0.5, 0.5, 0.0])
-    local = pixels.to(cameras.K) @ torch.linalg.inv(cameras.K).mT[:, None]
+    local = pixels.to(cameras.K) @ cameras.K_inverse.mT[:, None]
     directions = F.normalize(local, dim=-1) @ c2w[:, None, :3, :3].mT
     origins = c2w[:, None, None, :3, 3].expand_as(directions)
     return torch.cat([origins, directions], -1).movedim(-1, 0)

@@ -39,3 +39,8 @@ def dmd_table() -> Tensor:
 def timesteps(sigmas: Tensor) -> Tensor:
     """What the network is told: 1000 sigma, as integers where the reference truncates them."""
     return (sigmas * TRAIN_STEPS).floor().long()
+
+
+def initial_noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Float32 normal noise of the reference: the same on every machine, unlike torch's."""
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))

@@ -22,6 +22,7 @@ from torch import Tensor
 from .camera import Cameras, check, join
 from .framepack import LYRA2
 from .memory import Keyframe, SpatialMemory, retrieve
+from .warp import lift, splat
 
 KEYFRAME_STRIDE = 8  # every 8th frame enters the memory, and the last of each chunk
 CHUNK_FRAMES = LYRA2.new_frames  # generators without the transformer may make chunks of any length
@@ -34,7 +35,6 @@ class Latents(NamedTuple):
 
     sampled: Tensor  # (16, T, h, w) what was decoded into the frames
     history: Tensor  # (16, T, h, w) the frames encoded again: what the next chunk remembers
-    newest: Tensor  # (H, W, 3) float32, the last frame as decoded, -1 .. 1 but not clamped
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,22 @@ class Chunk:
     cameras: Cameras  # F
     prompt: str = ""
     settings: Mapping = field(default_factory=dict)  # what made it; plain JSON values
+    newest: Tensor | None = None  # (H, W, 3) float32, -1 .. 1: the last frame before it was clamped and rounded
     latents: Latents | None = None  # of the video VAE; None for a chunk that was made without
 
     @cached_property
     def key(self) -> str:
         """A hash of everything in it."""
         digest = hashlib.sha256(json.dumps([self.prompt, self.settings, self.cameras.size], sort_keys=True).encode())
-        for tensor in (self.frames, self.invented, self.cameras.w2c, self.cameras.K, *(self.latents or ())):
-            digest.update(tensor.contiguous().numpy().data)
+        for tensor in (
+            self.frames,
+            self.invented,
+            self.cameras.w2c,
+            self.cameras.K,
+            self.newest,
+            *(self.latents or ()),
+        ):
+            digest.update(b"" if tensor is None else tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
 
@@ -106,6 +114,15 @@ class World:
         """Frame `index` (H, W, 3) uint8; negative ids are further seed views."""
         return self._locate(index)[0]
 
+    def exact(self, index: int) -> Tensor:
+        """Frame `index` (H, W, 3) in -1 .. 1, as it was made if that is known."""
+        last = -1
+        for chunk in (self.first, *self.chunks):
+            last += len(chunk.frames)
+            if index == last and chunk.newest is not None:
+                return chunk.newest
+        return to_float(self.frame(index)) * 2 - 1
+
     def invented(self, index: int) -> Tensor:
         """Which pixels (H, W) of frame `index` were made up."""
         return self._locate(index)[1]
@@ -142,9 +159,8 @@ def begin(
     for number, (picture, its_depth, its_camera) in enumerate([(image, depth, camera), *views]):
         _check_view(picture, its_depth, its_camera, camera.size, f"view {number}" if views else "the photo")
     frame = to_uint8(image[None])
-    first = Chunk(
-        frame, torch.zeros(frame.shape[:3], dtype=torch.bool), camera.to("cpu"), prompt, {"generator": "photo"}
-    )
+    seen, newest = torch.zeros(frame.shape[:3], dtype=torch.bool), image.detach().float().cpu() * 2 - 1
+    first = Chunk(frame, seen, camera.to("cpu"), prompt, {"generator": "photo"}, newest)
     memory = SpatialMemory(
         (
             Keyframe(0, depth.cpu(), first.cameras),
@@ -209,6 +225,13 @@ def plan(world: World, target: Cameras, count: int = 5, views: int = 1) -> Chunk
     return ChunkPlan(world.key, len(world), target, tuple(retrieve(world.memory, target[asked], count)))
 
 
+def warped_views(world: World, target: Cameras) -> tuple[Tensor, Tensor]:
+    """The newest frame seen by F other cameras: pictures (F, H, W, 3) in 0 .. 1, black holes, and what is seen (F, H, W)."""
+    keyframe = world.memory[len(world) - 1]
+    warp = splat(lift(keyframe.depth, keyframe.camera, world.exact(keyframe.frame)), target)
+    return torch.where(warp.seen[..., None], warp.features.clamp(-1, 1) * 0.5 + 0.5, 0.0), warp.seen
+
+
 def continuation(world: World, trajectory: Cameras) -> tuple[Cameras, float]:
     """The new cameras of a trajectory whose first camera is where the world stands, and how far off that one is.
 
@@ -238,13 +261,14 @@ def append(
     depths: Mapping[int, Tensor],
     prompt: str = "",
     settings: Mapping | None = None,
+    newest: Tensor | None = None,
     latents: Latents | None = None,
     keyframe_latents: Mapping[int, Tensor] | None = None,
 ) -> World:
     """The world with one more chunk.
 
     frames (F, H, W, 3) uint8, invented (F, H, W) bool, depths {frame id: (H, W)} for its keyframes (see `keyframe_ids`);
-    of a VAE the chunk's latents, and each keyframe's (16, h, w), encoded alone.
+    the last frame before rounding (H, W, 3); of a VAE the chunk's latents, and each keyframe's (16, h, w), encoded alone.
     ValueError if the plan was made for another state of the world or a depth is missing or unusable.
     """
     if plan.world_key != world.key:
@@ -266,7 +290,7 @@ def append(
             )
         latent = (keyframe_latents or {}).get(frame)
         keyframes.append(Keyframe(frame, depth.cpu(), plan.target[frame - plan.first_frame].to("cpu"), latent=latent))
-    chunk = Chunk(frames, invented, plan.target.to("cpu"), prompt, dict(settings or {}), latents)
+    chunk = Chunk(frames, invented, plan.target.to("cpu"), prompt, dict(settings or {}), newest, latents)
     return World(world.first, (*world.chunks, chunk), world.memory.remember(*keyframes))
 
 

@@ -27,7 +27,7 @@ from .memory import Keyframe, SpatialMemory
 from .world import Chunk, Latents, World
 
 MANIFEST = "world.json"
-FORMAT, VERSION = "lyra-world", 2  # 2: latents
+FORMAT, VERSION = "lyra-world", 2  # 2: latents and exact last frames
 
 
 class WorldFileError(ValueError):
@@ -111,6 +111,8 @@ def _tensors(world: World, index: int, chunk: Chunk) -> dict[str, Tensor]:
         "K": chunk.cameras.K,
         "invented": torch.from_numpy(np.packbits(chunk.invented.numpy(), axis=-1)),
     }
+    if chunk.newest is not None:
+        tensors["newest"] = chunk.newest
     if chunk.latents is not None:
         tensors |= {f"latents.{name}": tensor for name, tensor in chunk.latents._asdict().items()}
     for keyframe in world.memory.keyframes:
@@ -232,7 +234,7 @@ def _load_chunk(folder: Path, entry: Entry, size: tuple[int, int]) -> tuple[Chun
     except (SafetensorError, KeyError, IndexError, RuntimeError) as problem:
         raise WorldFileError(f"{file} is damaged ({problem}); restore it, or load the chunks before it") from None
     latents = None if any(part is None for part in parts) else Latents(*parts)
-    chunk = Chunk(frames, invented, cameras, entry.prompt, entry.settings, latents)
+    chunk = Chunk(frames, invented, cameras, entry.prompt, entry.settings, found.get("newest"), latents)
     chunk.__dict__["key"] = entry.content  # what the property caches; hashing again would read every frame
     return chunk, sorted(keyframes, key=lambda k: (k.frame < 0, abs(k.frame)))
 

@@ -13,7 +13,6 @@ from ..lyra_core import camera_files, metrics, preview, world_files
 from ..lyra_core import world as worlds
 from ..lyra_core.camera import Cameras
 from ..lyra_core.depth import DepthMap
-from ..lyra_core.warp import lift, splat
 from . import types
 
 log = logging.getLogger(__name__)
@@ -126,10 +125,9 @@ class RetrieveHistory(io.ComfyNode):
         _warn_of_a_gap(world, cameras)
         target = worlds.continuation(world, cameras)[0][:chunk_frames]
         plan = worlds.plan(world, target, retrieve, views)
-        newest = world.memory[max(world.memory.frames)]
-        shown = [worlds.to_float(world.frame(f)) for f in plan.retrieved or (newest.frame,)]
-        warp = splat(lift(newest.depth, newest.camera, worlds.to_float(world.frame(newest.frame))), target)
-        return io.NodeOutput(plan, torch.stack(shown), warp.features, (~warp.seen).float())
+        shown = [worlds.to_float(world.frame(f)) for f in plan.retrieved or (len(world) - 1,)]
+        warped, seen = worlds.warped_views(world, target)
+        return io.NodeOutput(plan, torch.stack(shown), warped, (~seen).float())
 
 
 class PreviewChunks(io.ComfyNode):

@@ -192,3 +192,13 @@ def test_a_frame_s_coordinates_run_from_corner_to_corner_and_over_the_slots():
             assert_close(found[v, u], torch.tensor([u / 2 - 1, v - 1.0, z]))
     assert canonical_coordinates((2, 2), 1, slots=3)[..., 2].unique().tolist() == [0.0]
     assert math.isclose(float(canonical_coordinates((2, 2), 2, slots=4)[0, 0, 2]), 1 / 3, rel_tol=1e-6)
+
+
+def test_the_inverse_of_any_intrinsics_is_their_inverse_with_every_entry_rounded_once():
+    K = torch.tensor(
+        [[[30.0, 0.0, 24.0], [0.0, 30.0, 16.0], [0.0, 0.0, 1.0]], [[31.0, 2.5, 20.3], [0, 29, 17.7], [0, 0, 1]]]
+    )
+    cameras = Cameras(torch.eye(4).repeat(2, 1, 1), K, (32, 48))
+    exact = torch.linalg.inv(K.double())
+    assert torch.equal(cameras.K_inverse[0], exact[0].float())
+    assert_close(cameras.K_inverse.double(), exact, rtol=2e-7, atol=1e-9)

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "camera_files": {"camera", "camera_path", "trajectory"},
     "correspondence": {"camera", "warp", "framepack", "history", "memory"},
     "recon": {"camera", "gaussians", "rasterize"},
-    "world": {"camera", "memory", "framepack"},
+    "world": {"camera", "memory", "framepack", "warp"},
     "world_files": {"camera", "memory", "world"},
     "preview": {"camera", "depth", "warp", "memory", "world", "world_files"},
     "depth_alignment": {"camera", "depth", "memory", "warp"},

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,9 +53,7 @@ def test_a_reopened_world_is_the_one_that_was_saved(walked, tmp_path):
     reopened = world_files.load(tmp_path / "w")
     assert same(walked, reopened) and torch.equal(walked.chunks[1].invented, reopened.chunks[1].invented)
     rehashed = world.World(
-        *(world.Chunk(c.frames, c.invented, c.cameras, c.prompt, c.settings) for c in [reopened.first]),
-        tuple(world.Chunk(c.frames, c.invented, c.cameras, c.prompt, c.settings) for c in reopened.chunks),
-        reopened.memory,
+        replace(reopened.first), tuple(replace(chunk) for chunk in reopened.chunks), reopened.memory
     )
     assert rehashed.keys == walked.keys  # the names still match what the files contain
 

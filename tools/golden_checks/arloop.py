@@ -245,6 +245,22 @@ def check_schedules(golden: Golden) -> Iterator[Check]:
         yield Check("dmd", f"x0_{i}", furthest(found, arrays[f"dmd_x0_{i}"]), SOLVED_LIMIT)
 
 
+def check_run(golden: Golden) -> Iterator[Check]:
+    from .end_to_end import check_run  # imports the host
+
+    return check_run(golden)
+
+
+def check_depth_update(golden: Golden) -> Iterator[Check]:
+    from .depth_update import check_depth_update
+
+    return check_depth_update(golden)
+
+
+def check_manifest(golden: Golden) -> list[Check]:
+    return [Check("*", skip="read by the runs that use it")]
+
+
 CHECKS = {
     "a_forward_warp": check_warp,
     "b_retrieval": check_retrieval,
@@ -252,6 +268,10 @@ CHECKS = {
     "d_framepack": check_framepack,
     "e_schedules": check_schedules,
     "f_trajectory": check_loaded_trajectory,
+    "g_e2e_unipc": check_run,
+    "g_e2e_dmd": check_run,
+    "g_weight_manifest": check_manifest,
+    "h_depth_update": check_depth_update,
     "i_camera_traj": check_preset_files,
 }
 

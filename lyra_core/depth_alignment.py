@@ -1,0 +1,339 @@
+"""Depth of generated frames: which of them are estimated, and how an estimate gets the scale of the world.
+
+An estimator sees pictures and answers up to a scale. The reference finds that scale by comparing the cameras it asked for
+with those the estimator believes in, which says nothing where the camera only turns, and where it moves the result need
+not agree with the depth the world began with. The default here compares depth with depth: what the estimator says of a
+pixel with what the memory knows of it. All frames of one call share one scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .camera import Cameras
+from .depth import sharpened
+from .memory import Keyframe
+from .warp import FAR, lift, reliable, splat_views
+
+ALIGNMENTS = ("memory", "cameras", "none")
+SAME = 0.1  # relative depth by which two memories of one surface may differ
+OVERLAP = 0.02  # share of all pixels that must be comparable before the memory's scale is trusted
+JUMP = 0.3  # relative range of depth in a 5x5 window that no surface has, however slanted or noisy
+TRIM = 2.5  # robust standard deviations from the middle within which a ratio counts
+STILL = 1e-10  # summed variance of camera centres, scene units squared, below which cameras count as standing still
+NUDGE = 1e-6  # scene units by which the reference moves such cameras apart
+LEAST = 1e-6  # factors below are no movement
+RANSAC_VIEWS, RANSAC_ROUNDS, RANSAC_SEED = 10, 10, 42
+UNUSABLE = 999.9  # depth from which on the reference takes a pixel of the first frame for sky
+RECONSIDERED = 0.15  # the reference's continuity of the depth of new frames, which it only shows
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an estimator says of F frames."""
+
+    depth: Tensor  # (F, H, W) along z, up to one scale for all frames; 0 = unknown
+    cameras: Cameras | None = None  # where it believes they were taken, in its own scale; None if it doesn't say
+    scaled: bool = False  # the depth is in scene units already
+
+
+class DepthEstimator(Protocol):
+    """Frames to depth: the one contract of every estimator."""
+
+    def __call__(
+        self, frames: Tensor, cameras: Cameras, known: Tensor, on_step: Callable[[int, int], None] = ...
+    ) -> Estimate:
+        """Depth of frames (F, H, W, 3) in 0..1.
+
+        cameras: the F cameras they were generated for, scene units; known (F, H, W): what the memory knows of these
+        views, 0 = unknown. on_step(done, total) is called between steps, and may raise to stop.
+        """
+        ...
+
+
+# ---------------------------------------------------------------------------------------------- which frames, what known
+
+
+def depth_window(
+    newest: int, interval: int = 8, count: int = 10, chunk_ends: bool = False, chunk_frames: int = 80
+) -> list[int]:
+    """Ids of the frames whose depth is estimated when `newest` is the last one made, in order.
+
+    `count` frames, every `interval`-th back from the newest; with `chunk_ends` also the photo and the last frame of every
+    chunk. The photo is in it only where the steps reach it.
+    """
+    if newest < 0 or interval < 1 or count < 1 or chunk_frames < 1:
+        raise ValueError(
+            f"no window back from frame {newest} with interval {interval}, count {count} and chunks of {chunk_frames}; "
+            "all but the frame must be at least 1"
+        )
+    recent = range(newest, max(newest - interval * count, -1), -interval)
+    ends = range(0, newest + 1, chunk_frames) if chunk_ends else ()
+    return sorted({*recent, *ends})
+
+
+def known_depth(keyframes: Iterable[Keyframe], cameras: Cameras) -> Tensor:
+    """What the memory knows of F views: depth (F, H, W) of the nearest remembered surface, 0 where nothing is.
+
+    Where keyframes differ by little about a surface the first of them counts; give the oldest first. (Always taking the
+    nearer would shrink the world a little with every chunk that is aligned to the ones before.)
+    """
+    known = torch.zeros(len(cameras), *cameras.size, device=cameras.w2c.device)
+    for keyframe in keyframes:
+        depth = sharpened(keyframe.depth.to(known))
+        points = lift(depth, keyframe.camera.to(known.device), depth.new_zeros(*depth.shape, 0), continuity=None)
+        if not len(points.xyz):
+            continue
+        # one view per batch: what is known of a view must not depend on which others are asked for
+        for view, warp in zip(known, splat_views(points, cameras, batch=1), strict=True):
+            seen = warp.depth[0]
+            in_front = (seen > 0) & ((view == 0) | (seen < (1 - SAME) * view))
+            view[in_front] = seen[in_front]
+    return known
+
+
+# ---------------------------------------------------------------------------------------------------- the scale
+
+
+def in_scene_units(
+    estimate: Estimate, cameras: Cameras, known: Tensor, alignment: str = "memory"
+) -> tuple[Tensor, str]:
+    """Depth (F, H, W) in scene units, and one line that says how its scale was found.
+
+    cameras: the F cameras the frames were generated for; known (F, H, W) from `known_depth`. alignment "memory": the
+    depth that is known already, or the cameras where too little of it is seen; "cameras": the cameras, as the reference;
+    "none": as the estimator gave it. ValueError for estimates that are no depth, and where no scale can be found.
+    """
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"alignment {alignment!r}: expected one of {', '.join(map(repr, ALIGNMENTS))}")
+    depth = _checked(estimate, cameras)
+    if known.shape != depth.shape:
+        raise ValueError(f"the known depth is {tuple(known.shape)}, but the estimate {tuple(depth.shape)}")
+    if estimate.scaled:
+        return depth, "in scene units already, as the estimator says"
+    if alignment == "none":
+        return depth, "scale as the estimator gave it"
+    found = memory_scale(depth, known.to(depth)) if alignment == "memory" else None
+    if found is not None and found.overlap >= OVERLAP:
+        return depth * found.scale, (
+            f"scale {found.scale:.4g} from the memory: {found.overlap:.0%} of the pixels can be compared, "
+            f"their ratios spread by {found.spread:.1%}"
+        )
+    before = "" if found is None else f"{found.overlap:.2%} of the pixels can be compared with the memory; "
+    try:
+        scale, off = camera_scale(cameras, estimate.cameras)
+    except ValueError as reason:
+        needed = "" if found is None else f"only {before}{OVERLAP:.0%} are needed, and "
+        raise ValueError(f"no scale for the depth of these {len(depth)} frames: {needed}{reason}") from None
+    return (
+        depth / scale,
+        f"{before}scale {1 / scale:.4g} from the cameras, which the estimator sees {off:.1%} elsewhere",
+    )
+
+
+def _checked(estimate: Estimate, cameras: Cameras) -> Tensor:
+    """The estimate's depth as float32, or a ValueError that says what is wrong with it."""
+    depth, expected = estimate.depth, (len(cameras), *cameras.size)
+    if tuple(depth.shape) != expected:
+        raise ValueError(f"the estimator gave depth {tuple(depth.shape)} for frames {expected}")
+    depth = depth.float()
+    for what, wrong in (("NaN", depth.isnan()), ("infinite", depth.isinf()), ("negative", depth < 0)):
+        if wrong.any():
+            frame = int(wrong.flatten(1).any(1).nonzero()[0])
+            raise ValueError(f"the estimator gave {int(wrong.sum())} {what} depths, the first in frame {frame}")
+    if not depth.any():
+        raise ValueError(f"the estimator knows no depth in any of these {len(depth)} frames")
+    if estimate.cameras is not None and len(estimate.cameras) != len(cameras):
+        raise ValueError(f"the estimator gave {len(estimate.cameras)} cameras for {len(cameras)} frames")
+    if estimate.cameras is not None and not torch.isfinite(estimate.cameras.w2c).all():
+        raise ValueError("the estimator gave cameras with NaN or infinite numbers")
+    return depth
+
+
+@dataclass(frozen=True)
+class MemoryScale:
+    """How estimated depth compares with known depth."""
+
+    scale: float  # known over estimated
+    overlap: float  # share of all pixels that were compared
+    spread: float  # robust standard deviation of the ratios, relative
+
+
+def memory_scale(depth: Tensor, known: Tensor) -> MemoryScale:
+    """The one factor that brings depth (F, H, W) closest to known (F, H, W), by their middle ratio.
+
+    Pixels at jumps of either depth don't count, and ratios far from the middle are dropped: what was painted anew, and
+    surfaces that the memory sees through.
+    """
+    comparable = torch.stack([reliable(d, JUMP) & reliable(k, JUMP) for d, k in zip(depth, known, strict=True)])
+    comparable &= (depth > 0) & (known > 0)
+    ratios = torch.log(known[comparable] / depth[comparable])
+    if not len(ratios):
+        return MemoryScale(1.0, 0.0, 0.0)
+    middle, spread = _middle(ratios)
+    return MemoryScale(float(middle.exp()), len(ratios) / depth.numel(), float(spread))
+
+
+def _middle(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Median of values (N,) without those far from it, and their robust standard deviation."""
+    middle, kept = values.median(), values
+    for _ in range(8):
+        spread = 1.4826 * (kept - middle).abs().median()
+        kept = values[(values - middle).abs() <= (TRIM * spread).clamp_min(1e-6)]
+        before, middle = middle, kept.median()
+        if before == middle:
+            break
+    return middle, 1.4826 * (kept - middle).abs().median()
+
+
+def to_one_scale(depth: Tensor, known: Tensor) -> Tensor:
+    """Frames (F, H, W) that were estimated one by one, each brought to the scale of what is known of it.
+
+    Frames of which too little is known take the middle factor of the others; if there are none, all stay as they are.
+    """
+    found = [memory_scale(d[None], k[None].to(d)) for d, k in zip(depth, known, strict=True)]
+    trusted = [f.scale for f in found if f.overlap >= OVERLAP]
+    if not trusted:
+        return depth
+    others = float(np.exp(np.median(np.log(trusted))))
+    factors = [f.scale if f.overlap >= OVERLAP else others for f in found]
+    return depth * depth.new_tensor(factors)[:, None, None]
+
+
+# --------------------------------------------------------------------------------------------- the reference's cameras
+
+
+def camera_scale(cameras: Cameras, predicted: Cameras | None) -> tuple[float, float]:
+    """By which factor `predicted` cameras are farther apart than `cameras`, and how badly they agree after that.
+
+    The second number is the mean distance after alignment over the standard deviation of the predicted centres.
+    ValueError if nothing was predicted or the cameras stand still, where the reference divides noise by noise.
+    """
+    if predicted is None:
+        raise ValueError("the estimator doesn't say where the frames were taken")
+    source, target = (np.asarray(c.centers.double().cpu()) for c in (cameras, predicted))
+    if source.var(0).sum() < STILL:
+        raise ValueError(f"the {len(source)} cameras stand still (their centres vary by {source.var(0).sum():.2g})")
+    fit = _robust_similarity(source, target) if len(source) >= RANSAC_VIEWS else _similarity(source, target)
+    if fit[0] < LEAST:
+        raise ValueError(f"the estimator sees no movement in {len(source)} frames of a moving camera")
+    apart = float(np.sqrt(target.var(0).sum()))
+    return fit[0], float(_distances(fit, source, target).mean()) / apart
+
+
+def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Umeyama's scale, rotation (3, 3) and translation (3,): least squares of target ~ scale R source + t."""
+    middle, goal = source.mean(0), target.mean(0)
+    left, strengths, right = np.linalg.svd((target - goal).T @ (source - middle) / len(source))
+    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(left) * np.linalg.det(right))])
+    R = left * signs @ right
+    scale = float(strengths @ signs / max(source.var(0).sum(), 1e-300))
+    return scale, R, goal - scale * R @ middle
+
+
+def _distances(fit, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    scale, R, t = fit
+    return np.linalg.norm(scale * source @ R.T + t - target, axis=1)
+
+
+def _robust_similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """The fit to the views that agree best, found by fitting random halves, always the same ones, as Depth Anything 3."""
+    scale, R, t = _similarity(source, target)
+    across = np.linalg.norm((scale * source @ R.T + t)[:, None] - target, axis=2)
+    limit = np.median(across.min(1))
+    random = np.random.default_rng(RANSAC_SEED)
+    best, fit, agreeing = (-1, -np.inf), None, None
+    for _ in range(RANSAC_ROUNDS):
+        some = random.choice(len(source), size=max(3, (len(source) + 1) // 2), replace=False)
+        tried = _similarity(source[some], target[some])
+        distances = _distances(tried, source, target)
+        close = distances <= limit
+        score = (int(close.sum()), -distances[close].mean() if close.any() else -np.inf)
+        if score > best:
+            best, fit, agreeing = score, tried, close
+    return _similarity(source[agreeing], target[agreeing]) if best[0] >= 3 else fit
+
+
+def moved_apart(cameras: Cameras) -> Cameras:
+    """Cameras that stand still, moved by about a millionth of a scene unit each; others as they are.
+
+    The reference does this before it asks for depth, because Umeyama fails on points that coincide.
+    """
+    if cameras.centers.var(0, unbiased=False).sum() >= STILL:
+        return cameras
+    i = 2 * torch.pi * torch.arange(len(cameras), dtype=torch.float64)
+    offsets = NUDGE * torch.stack([torch.sin(i * 1e-5), torch.cos(i * 1.3e-5), torch.sin(i * 7e-6)], 1)
+    w2c = cameras.w2c.clone()
+    w2c[:, :3, 3] -= (w2c[:, :3, :3] @ offsets.to(w2c)[..., None]).squeeze(-1)
+    return replace(cameras, w2c=w2c)
+
+
+# ------------------------------------------------------------------------- believing where the estimator saw the frames
+
+
+def believes_prediction(chunk: int, continuation: bool) -> bool:
+    """Whether the reference's predicted-pose mode takes the cameras of this chunk from the estimator: only of the first
+    one, or of all with `continuation`."""
+    return chunk == 0 or continuation
+
+
+def follow_predicted_cameras(estimate: Estimate, cameras: Cameras, history: int) -> tuple[Cameras, Tensor]:
+    """Cameras (F) in the world where the estimator saw the frames, and depth (F, H, W) to go with them.
+
+    cameras: where they were thought to be; the first `history` of them are settled. The predicted path is scaled to the
+    length of the settled one, and hung up at its last camera. One settled camera has no length: then the whole path
+    counts. As the reference, which keeps the settled cameras as they were except for a single one, and all of K.
+    """
+    depth, predicted = _checked(estimate, cameras), estimate.cameras
+    if predicted is None or not 1 <= history <= len(cameras):
+        found = "doesn't say" if predicted is None else f"says, but {history} of {len(cameras)} frames are settled"
+        raise ValueError(f"can't follow an estimator to where it saw the frames: it {found}")
+    measured = slice(0, len(cameras) if history == 1 else history)
+    real, seen = (float(c.centers[measured].diff(dim=0).norm(dim=1).sum()) for c in (cameras, predicted))
+    scale = real / seen if seen > 1e-8 else 1.0
+    w2c = predicted.w2c.to(cameras.w2c).clone()
+    w2c[:, :3, 3] *= scale
+    anchor = history - 1
+    return replace(cameras, w2c=w2c @ torch.linalg.inv(w2c[anchor]) @ cameras.w2c[anchor]), depth * scale
+
+
+# -------------------------------------------------------------------------------------------------- the first frame
+
+
+def stretched(depth: Tensor, size: tuple[int, int]) -> Tensor:
+    """Depth (F, h, w) at another size, bilinear between pixel areas, as the reference brings it to the frames' size."""
+    return F.interpolate(depth[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def single_depth(depth: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Depth (h, w) of the photo at its size (H, W) as the reference keeps it, and which pixels (H, W) are surfaces."""
+    depth = torch.nan_to_num(stretched(depth[None], size)[0], nan=FAR, posinf=FAR, neginf=0.0).clamp(0, FAR)
+    return depth, depth < UNUSABLE
+
+
+def moge_scale(depth: Tensor, moge: Tensor) -> float:
+    """By which number the reference divides depth (H, W) of the photo, to be as far as MoGe (H, W) says.
+
+    Least squares of disparities, so near surfaces count most; 0 = unknown in either. ValueError with ten pixels or fewer
+    in common, or without a usable scale.
+    """
+    usable = (depth > 0) & (depth < UNUSABLE) & (moge > 0)
+    if usable.sum() <= 10:
+        raise ValueError(f"only {int(usable.sum())} pixels are known to both depth estimators; more than 10 are needed")
+    a, b = (1 / (d[usable].double() + 1e-6) for d in (depth, moge))
+    scale = float((a * b).sum() / (a * a).sum())
+    if not scale > LEAST:
+        raise ValueError(f"the depth can't be scaled to MoGe's: a factor of {scale:.3g}")
+    return scale
+
+
+def shown_as_reliable(depth: Tensor) -> Tensor:
+    """Pixels (F, H, W) of new depth that the reference shows as reliable; it uses the others all the same."""
+    return torch.stack([reliable(d, RECONSIDERED) for d in depth])

@@ -1,0 +1,240 @@
+"""One chunk by the transformer: what it is shown of a world, and what becomes of the latents that it paints.
+
+plan -> pack -> (the host samples) -> grow -> plan -> ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import comfy.clip_vision
+import comfy.model_management
+import torch
+import torch.nn.functional as F
+from comfy.sd import VAE
+from torch import Tensor
+
+from ..camera import Cameras, join
+from ..correspondence import guides
+from ..depth_alignment import DepthEstimator, in_scene_units, known_depth
+from ..framepack import LATENT_FRAMES, LYRA2, FramePackLayout, spatial_frames, temporal_latents
+from ..history import History
+from ..warp import lift, splat
+from ..world import ChunkPlan, Latents, World, append, keyframe_ids, to_uint8, warped_views
+from . import streaming_vae
+from .streaming_vae import FRAMES, PAIR, Stream
+
+STILL = 25  # latents of the photo, repeated, that stand for the time before a world's first chunk
+STILL_FRAMES = 1 + FRAMES * (STILL - 1)
+CLIP_SIZE = 224
+CLIP_MEAN, CLIP_SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+Progress = Callable[[int, int, Tensor | None], None]
+
+
+def quiet(done: int, total: int, picture: Tensor | None = None) -> None:
+    """A progress callback for those who don't want one."""
+
+
+# --------------------------------------------------------------------------------------------------------- what it sees
+
+
+def pack(
+    world: World, plan: ChunkPlan, vae: VAE, layout: FramePackLayout = LYRA2, on_step: Progress = quiet
+) -> History:
+    """The history of the planned chunk. ValueError if the plan is for another world or does not fill the layout."""
+    if plan.world_key != world.key:
+        raise ValueError("this plan was made for another world, or for this one before it grew; plan again")
+    if len(plan.target) != layout.new_frames:
+        raise ValueError(
+            f"the transformer makes {layout.new_frames} frames at a time, this plan asks for {len(plan.target)}; "
+            "plan chunks of that length"
+        )
+    streaming_vae.load(vae, _latent_size(world))
+    frames, latents = _slots(world, plan, vae, layout)
+    on_step(1, 3)
+    warped = warped_latents(world, plan, vae)
+    on_step(2, 3)
+    cameras = join(*(_camera(world, frame) for frame in frames))
+    make = partial(guides, layout, [world.memory[frame] for frame in plan.retrieved], cameras, plan.target)
+    return History(layout, latents, warped, make)
+
+
+def _slots(world: World, plan: ChunkPlan, vae: VAE, layout: FramePackLayout) -> tuple[list[int], Tensor]:
+    """Which frame each history slot stands for (the last one of its latent), and the latents (16, slots, h, w)."""
+    chosen = temporal_latents(layout, STILL + _new_latents(world))
+    recent = recent_latents(world, vae, chosen[1], "history")
+    temporal = [(0, _alone(world, vae, [0])[0])]
+    temporal += [(_frame_of(latent), recent[:, latent - chosen[1]]) for latent in chosen[1:]]
+    ids = spatial_frames(layout, plan.retrieved)
+    spatial = list(zip(ids, _alone(world, vae, ids), strict=True))
+    sources = {"temporal": iter(temporal), "spatial": iter(spatial)}
+    order = [next(sources[s.source]) for s in layout.segments for _ in range(s.slots)]
+    return [frame for frame, _ in order], torch.stack([latent for _, latent in order], 1)
+
+
+def _frame_of(latent: int) -> int:
+    """The last frame of a latent, counted from the first of the still ones."""
+    return max(0, FRAMES * (latent - STILL + 1))
+
+
+def _alone(world: World, vae: VAE, frames: list[int]) -> list[Tensor]:
+    """Latents (16, h, w) of frames, each encoded alone; those that the memory keeps are not encoded again."""
+    kept = {keyframe.frame: keyframe.latent for keyframe in world.memory.keyframes}
+    missing = [frame for frame in dict.fromkeys(frames) if kept.get(frame) is None]
+    if missing:
+        made = streaming_vae.encode_alone(vae, torch.stack([world.exact(frame) for frame in missing]))
+        kept |= dict(zip(missing, made, strict=True))
+    return [kept[frame] for frame in frames]
+
+
+def warped_latents(world: World, plan: ChunkPlan, vae: VAE) -> Tensor:
+    """(16, T, h, w): the warped views, the first one repeated in front, as a video of its own."""
+    views = warped_views(world, plan.target)[0] * 2 - 1
+    video = torch.cat([views[:1], views])
+    return torch.cat(list(streaming_vae.encode(vae, video, streaming_vae.fresh(vae))), 1)[:, 1:]
+
+
+def look(clip_vision: comfy.clip_vision.ClipVisionModel, world: World) -> comfy.clip_vision.Output:
+    """CLIP's view of the newest frame as the reference prepares it: stretched to a square, nothing cropped or rounded."""
+    comfy.model_management.load_model_gpu(clip_vision.patcher)
+    picture = world.exact(len(world) - 1).movedim(-1, 0)[None].to(clip_vision.load_device)
+    picture = F.interpolate(picture, (CLIP_SIZE, CLIP_SIZE), mode="bicubic", align_corners=False) * 0.5 + 0.5
+    mean, spread = (picture.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_SPREAD))
+    hidden = clip_vision.model(pixel_values=(picture - mean) / spread, intermediate_output=-2)[1]
+    seen = comfy.clip_vision.Output()
+    seen["penultimate_hidden_states"] = hidden.to(comfy.model_management.intermediate_device())
+    return seen
+
+
+# ------------------------------------------------------------------------------------------------ what becomes of it
+
+
+def grow(
+    world: World,
+    plan: ChunkPlan,
+    latents: Tensor,
+    vae: VAE,
+    estimator: DepthEstimator,
+    alignment: str = "memory",
+    prompt: str = "",
+    settings: Mapping | None = None,
+    on_step: Progress = quiet,
+) -> tuple[World, str]:
+    """The world with the sampled latents (16, T, h, w) as its next chunk, and how its depth got its scale."""
+    expected = (16, len(plan.target) // LATENT_FRAMES, *_latent_size(world))
+    if tuple(latents.shape) != expected or not torch.isfinite(latents).all():
+        raise ValueError(
+            f"expected finite latents {expected}, found {tuple(latents.shape)}; sample the plan's own latent"
+        )
+    latents, steps = latents.float().cpu(), expected[1] // PAIR + 1
+    streaming_vae.load(vae, _latent_size(world))
+    stream, ids = take_stream(world, vae), keyframe_ids(plan)
+    frames, kept = [], {}
+
+    def collect(decoded: Tensor) -> None:
+        for picture in decoded:
+            frame = plan.first_frame + sum(map(len, frames))
+            frames.append(to_uint8(picture * 0.5 + 0.5)[None])
+            if frame in ids:
+                kept[frame] = picture
+        on_step(len(frames) // len(decoded), steps, frames[-1][0])
+
+    remembered = streaming_vae.advance(vae, latents, stream, collect)
+    pictures = torch.stack([kept[frame] for frame in ids])
+    alone = streaming_vae.encode_alone(vae, pictures)
+    depths, report = _depths(world, plan, ids, pictures, estimator, alignment)
+    on_step(steps, steps)
+    grown = append(
+        world,
+        plan,
+        torch.cat(frames),
+        invented(world, plan.target),
+        dict(zip(ids, depths, strict=True)),
+        prompt,
+        settings,
+        kept[ids[-1]],
+        Latents(latents, remembered),
+        dict(zip(ids, alone, strict=True)),
+    )
+    grown.stream.append(stream)
+    return grown, report
+
+
+def _depths(world, plan, ids, pictures, estimator, alignment) -> tuple[Tensor, str]:
+    cameras = plan.target[[frame - plan.first_frame for frame in ids]]
+    known = known_depth([world.memory[frame] for frame in {*plan.retrieved, len(world) - 1}], cameras)
+    estimate = estimator((pictures * 0.5 + 0.5).clamp(0, 1), cameras, known)
+    return in_scene_units(estimate, cameras, known, alignment)
+
+
+def invented(world: World, target: Cameras) -> Tensor:
+    """(F, H, W) which pixels of new views lie outside what the photo shows."""
+    seed = world.memory[0]
+    points = lift(seed.depth, seed.camera, torch.zeros(*world.size, 0), continuity=None)
+    return ~splat(points, target).seen
+
+
+# ------------------------------------------------------------------------------------- where the VAE has got to
+
+
+def take_stream(world: World, vae: VAE) -> Stream:
+    """The stream at this world's end: the one that its maker left, or the same one made again."""
+    if world.stream:
+        return world.stream.pop()
+    count = STILL + _new_latents(world)
+    recent = partial(recent_latents, world, vae, which="sampled")
+    return streaming_vae.rebuild(vae, world.exact(0), STILL, count, recent)
+
+
+def recent_latents(world: World, vae: VAE, start: int, which: str) -> Tensor:
+    """(16, n, h, w) latents from `start` on, counted from the first still one; `which` of a chunk's Latents.
+
+    Frames of a chunk that was made without a VAE are encoded.
+    """
+    parts, begin = [], STILL
+    if start < STILL:
+        parts.append(still_latents(world, vae)[:, start:])
+    for index, chunk in enumerate(world.chunks):
+        end = begin + len(chunk.frames) // LATENT_FRAMES
+        if end > start:
+            made = getattr(chunk.latents, which) if chunk.latents is not None else _encoded(world, vae, index)
+            parts.append(made[:, max(0, start - begin) :])
+        begin = end
+    return torch.cat(parts, 1)
+
+
+def still_latents(world: World, vae: VAE) -> Tensor:
+    """(16, STILL, h, w) the photo, repeated, before anything moved. Leaves the stream for the first chunk to go on from."""
+    history, stream = streaming_vae.prime(vae, world.exact(0), STILL)
+    if not world.chunks:
+        world.stream[:] = [stream]
+    return history
+
+
+def _encoded(world: World, vae: VAE, index: int) -> Tensor:
+    """(16, T, h, w) of a chunk that has only frames, with as many frames before it as the encoder remembers."""
+    length = len(world.chunks[index].frames)
+    if length % (PAIR * FRAMES):
+        raise ValueError(
+            f"chunk {index} has {length} frames; the transformer can go on from chunks of a multiple of {PAIR * FRAMES}"
+        )
+    first = 1 + sum(len(chunk.frames) for chunk in world.chunks[:index])
+    groups = -(-streaming_vae.encoder_reach(streaming_vae.network_of(vae)) // (PAIR * FRAMES))
+    start = max(1 - STILL_FRAMES, first - 1 - groups * PAIR * FRAMES)
+    frames = torch.stack([world.exact(max(0, frame)) for frame in range(start, first + length)])
+    latents = torch.cat(list(streaming_vae.encode(vae, frames, streaming_vae.fresh(vae))), 1)
+    return latents[:, -(length // FRAMES) :]
+
+
+def _new_latents(world: World) -> int:
+    return sum(len(chunk.frames) for chunk in world.chunks) // LATENT_FRAMES
+
+
+def _camera(world: World, frame: int) -> Cameras:
+    return world.memory[frame].camera if frame < 0 else world.cameras[frame]
+
+
+def _latent_size(world: World) -> tuple[int, int]:
+    return tuple(side // 8 for side in world.size)
