@@ -89,8 +89,6 @@ def known_depth(keyframes: Iterable[Keyframe], cameras: Cameras) -> Tensor:
     for keyframe in keyframes:
         depth = sharpened(keyframe.depth.to(known))
         points = lift(depth, keyframe.camera.to(known.device), depth.new_zeros(*depth.shape, 0), continuity=None)
-        if not len(points.xyz):
-            continue
         # one view per batch: what is known of a view must not depend on which others are asked for
         for view, warp in zip(known, splat_views(points, cameras, batch=1), strict=True):
             seen = warp.depth[0]
@@ -264,7 +262,8 @@ def _robust_similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, n
 def moved_apart(cameras: Cameras) -> Cameras:
     """Cameras that stand still, moved by about a millionth of a scene unit each; others as they are.
 
-    The reference does this before it asks for depth, because Umeyama fails on points that coincide.
+    The reference does this before it asks for depth, because Umeyama fails on points that coincide. Seen from the first of
+    them, as networks are told, they still coincide; and a scale from such cameras is noise, so `camera_scale` refuses.
     """
     if cameras.centers.var(0, unbiased=False).sum() >= STILL:
         return cameras

@@ -11,7 +11,6 @@ sources at once, so that what is made up in one frame stays where it is in all o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from .world import (
     World,
     append,
     continuation,
+    fingerprint,
     in_chunks,
     keyframe_ids,
     plan,
@@ -83,8 +83,8 @@ def explore(
     """
     target, _ = continuation(world, trajectory)
     for index, cameras in enumerate(in_chunks(target, chunk_frames)):
-        settings = {"generator": "geometry preview", "retrieved": count, "path": _fingerprint(cameras)}
-        grown = _made_before(folder, world, prompts(index), settings)
+        settings = {"generator": "geometry preview", "retrieved": count, "path": fingerprint(cameras)}
+        grown = world_files.made_before(folder, world, prompts(index), settings) if folder is not None else None
         if grown is not None:
             on_frame((index + 1) * chunk_frames, len(target), grown.frame(len(grown) - 1))
         else:
@@ -99,18 +99,6 @@ def explore(
             world_files.save(grown, folder)
         world = grown
     return world
-
-
-def _made_before(folder: Path | None, world: World, prompt: str, settings: Mapping) -> World | None:
-    """The saved world one chunk on, if this very chunk was made in that folder before."""
-    entries = world_files.continuing(folder, world) if folder is not None else []
-    return next(
-        (world_files.load(folder, branch=e.key) for e in entries if e.prompt == prompt and e.settings == settings), None
-    )
-
-
-def _fingerprint(cameras: Cameras) -> str:
-    return hashlib.sha256(cameras.w2c.numpy().tobytes() + cameras.K.numpy().tobytes()).hexdigest()[:16]
 
 
 def generate(

@@ -241,6 +241,11 @@ def continuation(world: World, trajectory: Cameras) -> tuple[Cameras, float]:
     return trajectory[1:], gap
 
 
+def fingerprint(cameras: Cameras) -> str:
+    """Changes with any camera."""
+    return hashlib.sha256(cameras.w2c.cpu().numpy().tobytes() + cameras.K.cpu().numpy().tobytes()).hexdigest()[:16]
+
+
 def in_chunks(target: Cameras, chunk_frames: int = CHUNK_FRAMES) -> list[Cameras]:
     """Cameras of new frames cut into whole chunks; ValueError if they do not fill them."""
     if not len(target) or len(target) % chunk_frames:

@@ -201,6 +201,12 @@ def continuing(folder: Path, world: World) -> list[Entry]:
     return [e for e in read_manifest(folder).values() if e.parent == world.key]
 
 
+def made_before(folder: Path, world: World, prompt: str, settings: Mapping) -> World | None:
+    """The saved world one chunk on, if this very chunk was made in that folder before."""
+    same = (e for e in continuing(folder, world) if e.prompt == prompt and e.settings == settings)
+    return next((load(folder, branch=e.key) for e in same), None)
+
+
 def _ancestry(by_key: dict[str, Entry], key: str, folder: Path) -> list[Entry]:
     chain = [by_key[key]]
     while chain[0].parent is not None:

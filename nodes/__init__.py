@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..lyra_core.models import lyra2_host
-from . import checkpoint, depth, sampling, splat, trajectory, world
+from . import checkpoint, depth, depth_estimator, generation, sampling, splat, trajectory, world
 
 
 class LyraExtension(ComfyExtension):
@@ -32,6 +32,14 @@ class LyraExtension(ComfyExtension):
             sampling.Sigmas,
             sampling.UniPCSampler,
             checkpoint.ConvertCheckpoint,
+            *depth_estimator.NODES,
+            generation.FramePack,
+            generation.ChunkConditioning,
+            generation.Noise,
+            generation.SampleChunk,
+            generation.AppendChunk,
+            generation.Explore,
+            generation.ExploreChunk,
             splat.WorldGaussians,
             splat.RenderSplat,
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -74,3 +75,56 @@ def write_wan(path: Path, dim: int = 128, num_layers: int = 2, seed: int = 0) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(dict(weights), path, {"format": "pt"})
     return path
+
+
+def tiled_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, dtype=torch.float16) -> dict[str, Tensor]:
+    """random_weights for networks whose size the host fixes: the same thousand numbers again and again, made at once."""
+    block = torch.randn(1009, generator=torch.Generator().manual_seed(seed))
+    weights = {}
+    for key, shape in shapes.items():
+        if len(shape) > 1:
+            values = block / prod(shape[1:]) ** 0.5
+        else:
+            values = 1 + 0.1 * block if key.endswith("weight") and "norm" in key else 0.1 * block
+        count = prod(shape)
+        weights[key] = values.to(dtype).repeat(-(-count // len(block)))[:count].view(shape)
+    return weights
+
+
+def _write(path: Path, weights: Mapping[str, Tensor]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(dict(weights), path, {"format": "pt"})
+    return path
+
+
+def write_vae(path: Path, dim: int = 8, seed: int = 1) -> Path:
+    """A Wan 2.1 VAE, as narrow as asked."""
+    from comfy.ldm.wan.vae import WanVAE
+
+    with torch.device("meta"):
+        network = WanVAE(dim, 16, temperal_downsample=[False, True, True])
+    generator, weights = torch.Generator().manual_seed(seed), {}
+    for key, weight in network.state_dict().items():
+        values = torch.randn(weight.shape, generator=generator)
+        small = 1 + 0.1 * values if key.endswith("gamma") else 0.02 * values
+        weights[key] = values / prod(weight.shape[1:]) ** 0.5 if weight.ndim > 1 and "gamma" not in key else small
+    return _write(path, weights)
+
+
+def write_clip_vision(path: Path, seed: int = 2) -> Path:
+    """CLIP ViT-H, of which the host knows one size: 1.3 GB."""
+    return _write(path, _clip_weights("CLIPVisionModelProjection", "clip_vision_config_h.json", seed))
+
+
+def write_text_encoder(path: Path, seed: int = 3) -> Path:
+    """CLIP L, 768 wide: the smallest text encoder that the host loads. UMT5 has one size, 11 GB."""
+    return _write(path, _clip_weights("CLIPTextModel", "sd1_clip_config.json", seed))
+
+
+def _clip_weights(kind: str, config: str, seed: int) -> dict[str, Tensor]:
+    import comfy.clip_model
+
+    settings = json.loads((Path(comfy.clip_model.__file__).parent / config).read_text())
+    with torch.device("meta"):
+        network = getattr(comfy.clip_model, kind)(settings, torch.float16, "meta", torch.nn)
+    return tiled_weights({key: tuple(weight.shape) for key, weight in network.state_dict().items()}, seed)

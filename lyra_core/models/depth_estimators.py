@@ -19,7 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..camera import Cameras, from_normalized
-from ..depth_alignment import Estimate, moved_apart, stretched, to_one_scale
+from ..depth_alignment import Estimate, stretched, to_one_scale
 from ..preview import _continue
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Da3Estimator:
         management.load_models_gpu([model], memory_required=_memory(network, pixels if together else pixels[:1]))
         if together:
             _step(on_step, 0, 1)
-            conditions = _camera_conditions(moved_apart(cameras), tuple(pixels.shape[2:])) if self.conditioned else {}
+            conditions = _camera_conditions(cameras, tuple(pixels.shape[2:])) if self.conditioned else {}
             found = _run(model, pixels[None], conditions)
             _step(on_step, 1, 1)
             return Estimate(self._depth(found, cameras.size), _predicted(found, tuple(pixels.shape[2:]), cameras.size))

@@ -1,0 +1,467 @@
+"""Chunks by the transformer: what it is shown, how it is sampled, what becomes of it, and all of that in a row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import GraphBuilder, is_link
+from node_helpers import conditioning_set_values
+
+from ..lyra_core import camera_files, schedules, world_files
+from ..lyra_core import world as worlds
+from ..lyra_core.depth_alignment import ALIGNMENTS
+from ..lyra_core.framepack import LYRA2
+from ..lyra_core.history import History
+from ..lyra_core.models import generation
+from ..lyra_core.models.lyra2_host import conditioning
+from . import types
+
+IN_THE_MODEL = "already in the model"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The payload of LYRA2_HISTORY: all that is known of a chunk before it is painted."""
+
+    history: History
+    image: object  # CLIP vision output of the newest frame
+    chunk: int  # how many chunks came before
+
+
+# --------------------------------------------------------------------------------------------------- one chunk, by hand
+
+
+class FramePack(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2FramePack",
+            display_name="Lyra 2 FramePack",
+            category=types.CATEGORY,
+            description="What the Lyra 2 transformer is shown of the past: compressed latents of the latest and of the retrieved "
+            "frames, the newest frame warped into the new views, where pixels come from, where the cameras look.",
+            inputs=[
+                types.World.Input("world"),
+                types.Plan.Input("plan", tooltip="From Lyra 2 Retrieve History, for this world and 80 new frames."),
+                io.Vae.Input("vae", tooltip="wan_2.1_vae."),
+                io.ClipVision.Input("clip_vision", tooltip="clip_vision_h."),
+            ],
+            outputs=[
+                types.History.Output(display_name="history"),
+                io.String.Output(display_name="report", tooltip="Slots and tokens."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, world, plan, vae, clip_vision) -> io.NodeOutput:
+        history = generation.pack(world, plan, vae, on_step=types.progress(3))
+        packed = Packed(history, generation.look(clip_vision, world), len(world.chunks))
+        report = _slot_report(plan, history)
+        return io.NodeOutput(packed, report, ui=ui.PreviewText(report))
+
+
+def _slot_report(plan, history: History) -> str:
+    layout, size = history.layout, history.size
+    past = layout.history_tokens(*size)
+    new = layout.new_latents * size[0] * size[1] // 4
+    runs = (f"{s.slots} {s.source} (kernel {s.kernel})" for s in layout.segments)
+    return (
+        f"history: {', '.join(runs)}; {past} tokens\n"
+        f"new: {layout.new_latents} latents, {layout.new_frames} frames; {new} tokens\n"
+        f"retrieved frames, the best one last: {', '.join(map(str, plan.retrieved)) or 'none'}"
+    )
+
+
+class ChunkConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2ChunkConditioning",
+            display_name="Lyra 2 Chunk Conditioning",
+            category=types.CATEGORY,
+            description="Adds a chunk's history to both prompts, for any sampler with the Lyra 2 model.",
+            inputs=[
+                types.History.Input("history", tooltip="From Lyra 2 FramePack."),
+                io.Conditioning.Input("positive", tooltip="What the chunk shows; umt5_xxl, CLIP type wan."),
+                io.Conditioning.Input("negative", tooltip="What it should not look like."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent", tooltip="Empty, of the chunk's size."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, history, positive, negative) -> io.NodeOutput:
+        entries = {**conditioning(history.history), "clip_vision_output": history.image}
+        both = (conditioning_set_values(prompt, entries) for prompt in (positive, negative))
+        return io.NodeOutput(*both, {"samples": torch.zeros(1, *history.history.warped.shape)})
+
+
+class ChunkNoise:
+    """The reference's noise, of the same numbers on every machine; each chunk has its own seed."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def generate_noise(self, latent: dict) -> torch.Tensor:
+        return schedules.initial_noise(tuple(latent["samples"].shape), self.seed)
+
+
+def _seed_input():
+    return io.Int.Input(
+        "seed",
+        default=1,
+        min=0,
+        max=2**32 - 100_001,
+        control_after_generate=True,
+        tooltip="Chunk number c of a world uses seed + c. The same seed gives the same world.",
+    )
+
+
+class Noise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2Noise",
+            display_name="Lyra 2 Noise",
+            category=types.CATEGORY,
+            description="The Lyra 2 reference's noise for a chunk: its seed is the world's plus the chunk's number.",
+            inputs=[types.History.Input("history", tooltip="Whose chunk it is."), _seed_input()],
+            outputs=[io.Noise.Output(display_name="noise")],
+        )
+
+    @classmethod
+    def execute(cls, history, seed) -> io.NodeOutput:
+        return io.NodeOutput(ChunkNoise(seed + history.chunk))
+
+
+def _quality_input():
+    full = [
+        io.Int.Input("steps", default=35, min=1, max=1000, tooltip="The reference walks with 35, zooms with 50."),
+        io.Float.Input(
+            "cfg",
+            default=5.0,
+            min=1.0,
+            max=30.0,
+            step=0.1,
+            tooltip="How strictly the prompt is followed. 1: no negative.",
+        ),
+        io.Float.Input(
+            "shift",
+            default=schedules.SHIFT,
+            min=0.01,
+            max=100.0,
+            step=0.1,
+            tooltip="Higher spends more steps on the composition, fewer on details.",
+        ),
+    ]
+    dmd = [
+        io.Combo.Input(
+            "dmd_lora",
+            options=[IN_THE_MODEL, *folder_paths.get_filename_list("loras")],
+            tooltip="The DMD distillation LoRA, converted for ComfyUI; other LoRAs stack on it.",
+        )
+    ]
+    return io.DynamicCombo.Input(
+        "quality",
+        options=[io.DynamicCombo.Option("full", full), io.DynamicCombo.Option("DMD", dmd)],
+        tooltip="full: the reference's solver and schedule (needs diffusers). DMD: four steps without negative prompt.",
+    )
+
+
+class SampleChunk(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2SampleChunk",
+            display_name="Lyra 2 Sample Chunk",
+            category=types.CATEGORY,
+            description="Paints one chunk, as the reference samples it. It becomes Lyra 2 Chunk Conditioning, Noise and Sigmas, "
+            "and ComfyUI's own LoRA loader, guider and sampler; place those by hand for anything else.",
+            enable_expand=True,
+            inputs=[
+                io.Model.Input("model", raw_link=True, tooltip="The Lyra 2 transformer, with any LoRAs."),
+                types.History.Input("history", raw_link=True, tooltip="From Lyra 2 FramePack."),
+                io.Conditioning.Input("positive", raw_link=True, tooltip="What the chunk shows."),
+                io.Conditioning.Input("negative", raw_link=True, tooltip="What it should not look like."),
+                _quality_input(),
+                _seed_input(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, model, history, positive, negative, quality, seed) -> io.NodeOutput:
+        graph = GraphBuilder()
+        distilled = quality["quality"] == "DMD"
+        if distilled and quality["dmd_lora"] != IN_THE_MODEL:
+            loader = {"model": model, "lora_name": quality["dmd_lora"], "strength_model": 1.0}
+            model = graph.node("LoraLoaderModelOnly", "lora", **loader).out(0)
+        prompts = graph.node("Lyra2ChunkConditioning", "prompts", history=history, positive=positive, negative=negative)
+        settings = {} if distilled else {f"schedule.{key}": quality[key] for key in ("steps", "shift")}
+        sigmas = graph.node("Lyra2Sigmas", "sigmas", schedule="DMD" if distilled else "full", **settings)
+        solver = graph.node(*(("KSamplerSelect", "solver") if distilled else ("Lyra2UniPC", "solver")))
+        if distilled:
+            solver.set_input("sampler_name", "lcm")
+        guider = {"model": model, "positive": prompts.out(0), "negative": prompts.out(1)}
+        sampled = graph.node(
+            "SamplerCustomAdvanced",
+            "sample",
+            noise=graph.node("Lyra2Noise", "noise", history=history, seed=seed).out(0),
+            guider=graph.node("CFGGuider", "guider", **guider, cfg=1.0 if distilled else quality["cfg"]).out(0),
+            sampler=solver.out(0),
+            sigmas=sigmas.out(0),
+            latent_image=prompts.out(2),
+        )
+        return io.NodeOutput(sampled.out(0), expand=graph.finalize())
+
+
+def _alignment_input():
+    return io.Combo.Input(
+        "alignment",
+        options=list(ALIGNMENTS),
+        default="memory",
+        tooltip="Where the scale of the new depth comes from. memory: what the world knows already, safe for any camera move. "
+        "cameras: the reference's way, which needs a moving camera and an estimator that says where it stood. none.",
+    )
+
+
+def _save_input():
+    return io.String.Input(
+        "save_to",
+        default="",
+        tooltip="A folder in the output folder. The world is saved there after every chunk, and what was made there in the "
+        "same way is taken from it instead of made again. Empty: not saved.",
+    )
+
+
+class AppendChunk(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2AppendChunk",
+            display_name="Lyra 2 Append Chunk",
+            category=types.CATEGORY,
+            description="Sampled latents become the world's next frames: decoded, encoded again for the memory, given depth.",
+            inputs=[
+                types.World.Input("world"),
+                types.Plan.Input("plan", tooltip="The one that was sampled."),
+                io.Latent.Input("latent", tooltip="What was sampled."),
+                io.Vae.Input("vae", tooltip="wan_2.1_vae."),
+                types.DepthEstimator.Input("depth_estimator", tooltip="How far the new surfaces are."),
+                _alignment_input(),
+                io.String.Input("prompt", default="", multiline=True, tooltip="Kept with the chunk."),
+                _save_input(),
+                io.String.Input("settings", default="{}", advanced=True, tooltip="JSON that is kept with the chunk."),
+            ],
+            outputs=[
+                types.World.Output(display_name="world"),
+                io.String.Output(display_name="report", tooltip="How the depth got its scale."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, world, plan, latent, vae, depth_estimator, alignment, prompt="", save_to="", settings="{}"
+    ) -> io.NodeOutput:
+        samples = latent["samples"]
+        if len(samples) != 1:
+            raise ValueError(f"{len(samples)} latents were sampled; a world grows by one, choose with LatentFromBatch")
+        kept = {"generator": "lyra 2", **json.loads(settings)}
+        options = (depth_estimator, alignment, prompt, kept, types.progress())
+        grown, report = generation.grow(world, plan, samples[0], vae, *options)
+        if save_to.strip():
+            world_files.save(grown, types.output_folder(save_to))
+        return io.NodeOutput(grown, report, ui=ui.PreviewText(report))
+
+
+# ------------------------------------------------------------------------------------------------- all chunks of a path
+
+
+class Explore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2Explore",
+            display_name="Lyra 2 Explore",
+            category=types.CATEGORY,
+            search_aliases=["loop", "generate world"],
+            description="Walks a path chunk after chunk: retrieve, FramePack, sample, append. More chunks later run only the new "
+            "ones, and after a restart too if the world is saved. Static scenes only.",
+            enable_expand=True,
+            hidden=[io.Hidden.dynprompt],
+            inputs=[
+                types.World.Input("world", raw_link=True),
+                types.Cameras.Input(
+                    "cameras",
+                    raw_link=True,
+                    tooltip="Where to go. The first camera is where the world stands; then 80 for every chunk.",
+                ),
+                io.Model.Input("model", raw_link=True, tooltip="The Lyra 2 transformer, with any LoRAs."),
+                io.Clip.Input("clip", raw_link=True, tooltip="umt5_xxl, type wan."),
+                io.ClipVision.Input("clip_vision", raw_link=True, tooltip="clip_vision_h."),
+                io.Vae.Input("vae", raw_link=True, tooltip="wan_2.1_vae."),
+                types.DepthEstimator.Input("depth_estimator", raw_link=True, tooltip="How far the new surfaces are."),
+                io.Int.Input("chunks", default=2, min=1, max=1000, tooltip="How many chunks of 80 frames to make."),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="What the world shows, or captions JSON as Lyra 2 Load Trajectory gives it: "
+                    '{"0": "...", "81": "..."}, by the frame from which each holds.',
+                ),
+                io.String.Input("negative", default="", multiline=True, tooltip="What it should not look like."),
+                _quality_input(),
+                _seed_input(),
+                io.Int.Input("retrieve", default=5, min=0, max=5, tooltip="Past frames that help at most."),
+                io.Int.Input(
+                    "views",
+                    default=1,
+                    min=1,
+                    max=8,
+                    advanced=True,
+                    tooltip="For how many cameras of a chunk frames are retrieved; the reference: 1, its last.",
+                ),
+                _alignment_input(),
+                _save_input(),
+            ],
+            outputs=[types.World.Output(display_name="world")],
+        )
+
+    @classmethod
+    def execute(cls, world, chunks, quality, **inputs) -> io.NodeOutput:
+        graph, prompt = GraphBuilder(), cls.hidden.dynprompt
+        made_with = [
+            upstream_hash(prompt, inputs[name]) for name in ("model", "clip", "clip_vision", "vae", "depth_estimator")
+        ]
+        settings = {"quality" if key == "quality" else f"quality.{key}": value for key, value in quality.items()}
+        for index in range(chunks):
+            node = graph.node(
+                "Lyra2ExploreChunk",
+                f"chunk{index}",
+                world=world,
+                **inputs,
+                **settings,
+                index=index,
+                made_with=" ".join(made_with),
+            )
+            world = node.out(0)
+        return io.NodeOutput(world, expand=graph.finalize())
+
+
+class ExploreChunk(io.ComfyNode):
+    """One chunk of Explore. It sees the world, so it can look whether the chunk was made before."""
+
+    @classmethod
+    def define_schema(cls):
+        schema = Explore.define_schema()
+        inputs = [i for i in schema.inputs if i.id not in ("world", "cameras", "chunks")]
+        return io.Schema(
+            node_id="Lyra2ExploreChunk",
+            display_name="Lyra 2 Explore Chunk",
+            category=types.CATEGORY,
+            description="A step of Lyra 2 Explore; not to be placed by hand.",
+            is_dev_only=True,
+            enable_expand=True,
+            inputs=[
+                types.World.Input("world"),
+                types.Cameras.Input("cameras", tooltip="The whole path."),
+                *inputs,
+                io.Int.Input("index", default=0, min=0, max=1000, tooltip="Number of the chunk on this path."),
+                io.String.Input("made_with", default="", tooltip="What tells other models from these."),
+            ],
+            outputs=[types.World.Output(display_name="world")],
+        )
+
+    @classmethod
+    def execute(
+        cls, world, cameras, model, clip, clip_vision, vae, depth_estimator, prompt, negative, quality, seed, retrieve,
+        views, alignment, save_to, index, made_with,
+    ) -> io.NodeOutput:  # fmt: skip
+        target = _chunk_of(cameras, index)
+        text = caption(prompt, index, len(cameras))
+        sampled_as = {"quality": quality, "seed": seed, "negative": negative, "retrieve": retrieve, "views": views}
+        settings = {
+            "generator": "lyra 2",
+            **sampled_as,
+            "alignment": alignment,
+            "path": worlds.fingerprint(target),
+            "made_with": made_with,
+        }
+        if save_to.strip():
+            folder = types.output_folder(save_to)
+            if made := world_files.made_before(folder, world, text, settings):
+                return io.NodeOutput(made)
+            world_files.save(world, folder)
+        graph, plan = GraphBuilder(), worlds.plan(world, target, retrieve, views)
+        history = graph.node("Lyra2FramePack", "pack", world=world, plan=plan, vae=vae, clip_vision=clip_vision)
+        positive, refused = (
+            graph.node("CLIPTextEncode", name, clip=clip, text=words).out(0)
+            for name, words in (("positive", text), ("negative", negative))
+        )
+        sampling = {f"quality.{key}" if key != "quality" else key: value for key, value in quality.items()}
+        latent = graph.node(
+            "Lyra2SampleChunk",
+            "sample",
+            model=model,
+            history=history.out(0),
+            positive=positive,
+            negative=refused,
+            seed=seed,
+            **sampling,
+        )
+        grown = graph.node(
+            "Lyra2AppendChunk",
+            "append",
+            world=world,
+            plan=plan,
+            latent=latent.out(0),
+            vae=vae,
+            depth_estimator=depth_estimator,
+            alignment=alignment,
+            prompt=text,
+            save_to=save_to,
+            settings=json.dumps(settings),
+        )
+        return io.NodeOutput(grown.out(0), expand=graph.finalize())
+
+
+def _chunk_of(cameras, index: int):
+    first = 1 + index * LYRA2.new_frames
+    target = cameras[first : first + LYRA2.new_frames]
+    if len(target) != LYRA2.new_frames:
+        raise ValueError(
+            f"chunk {index} needs cameras {first} to {first + LYRA2.new_frames - 1}, the path has {len(cameras)}: "
+            "make it longer with Lyra 2 Edit Trajectory, or ask for fewer chunks"
+        )
+    return target
+
+
+def caption(prompt: str, index: int, frames: int) -> str:
+    """A chunk's text: its caption if the prompt is captions JSON, else the prompt."""
+    if not prompt.lstrip().startswith("{"):
+        return prompt
+    return camera_files.caption_for_chunk(camera_files.load_captions(prompt), index, frames)
+
+
+def upstream_hash(dynprompt, link) -> str:
+    """Changes with any node or widget that an input comes from; the same after a restart."""
+
+    def described(value):
+        if not is_link(value):
+            return value
+        node = dynprompt.get_node(value[0])
+        return [
+            node["class_type"],
+            value[1],
+            {name: described(inner) for name, inner in sorted(node["inputs"].items())},
+        ]
+
+    return hashlib.sha256(json.dumps(described(link), sort_keys=True, default=str).encode()).hexdigest()[:12]
