@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..lyra_core.models import lyra2_host
-from . import checkpoint, depth, depth_estimator, generation, sampling, splat, trajectory, world
+from . import caption, checkpoint, depth, depth_estimator, generation, sampling, splat, trajectory, world
 
 
 class LyraExtension(ComfyExtension):
@@ -33,6 +33,7 @@ class LyraExtension(ComfyExtension):
             sampling.UniPCSampler,
             checkpoint.ConvertCheckpoint,
             *depth_estimator.NODES,
+            caption.CaptionPrompt,
             generation.FramePack,
             generation.ChunkConditioning,
             generation.Noise,

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "recon": {"camera", "gaussians", "rasterize"},
     "world": {"camera", "memory", "framepack", "warp"},
     "world_files": {"camera", "memory", "world"},
+    "caption": {"camera", "memory", "warp", "world"},
     "preview": {"camera", "depth", "warp", "memory", "world", "world_files"},
     "depth_alignment": {"camera", "depth", "memory", "warp"},
 }

@@ -38,6 +38,17 @@ NODES = {
     "Lyra2Sigmas",
     "Lyra2UniPC",
     "Lyra2ConvertCheckpoint",
+    "Lyra2DA3Estimator",
+    "Lyra2MoGeEstimator",
+    "Lyra2MemoryEstimator",
+    "Lyra2CaptionPrompt",
+    "Lyra2FramePack",
+    "Lyra2ChunkConditioning",
+    "Lyra2Noise",
+    "Lyra2SampleChunk",
+    "Lyra2AppendChunk",
+    "Lyra2Explore",
+    "Lyra2ExploreChunk",
 }
 SMALL = ["ImageScale.width=96", "ImageScale.height=64"]
 

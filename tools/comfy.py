@@ -8,6 +8,7 @@
     python tools/comfy.py golden DIR                    compare with a folder of reference numbers
     python tools/comfy.py bench [NAME...]               measure cost
     python tools/comfy.py convert SOURCE TARGET.safetensors    a released transformer or LoRA, for the stock loaders
+    python tools/comfy.py models [--get NAME]           the model files that workflows need; downloads one when asked
     python tools/comfy.py workflows                     write workflows/*.json again
 
 Needs only CPython 3.10 to 3.13 with pip. Everything it installs goes to one cache folder (LYRA2_HOME); the host is
@@ -263,7 +264,7 @@ def start_server(base: Path, output: Path, port: int, log, *extra: str) -> subpr
         "sqlite:///:memory:",
         *extra,
     ]
-    if (host / "models").is_dir():
+    if (host / "models").is_dir() and "--models-directory" not in extra:
         command += ["--models-directory", str(host / "models")]
     if not torch.cuda.is_available():
         command += ["--cpu"]
@@ -559,6 +560,12 @@ def run_tool(name: str, arguments: list[str]) -> int:
     return subprocess.call([sys.executable, str(PROJECT / "tools" / f"{name}.py"), *arguments])
 
 
+def run_models(arguments: list[str]) -> int:
+    import models
+
+    return models.main(arguments)
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -581,10 +588,10 @@ def main(arguments: list[str]) -> int:
     command.add_argument("target", type=Path, help="for ComfyUI/models/diffusion_models, or models/loras for a LoRA")
     command = commands.add_parser("serve")
     command.add_argument("--port", type=int, default=8188)
-    for name in ("test", "golden", "bench", "workflows"):
+    for name in ("test", "golden", "bench", "workflows", "models"):
         commands.add_parser(name, add_help=False)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("test", "golden", "bench", "workflows"):
+    if rest and options.command not in ("test", "golden", "bench", "workflows", "models"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if options.command == "demo" and options.image and not options.image.is_file():
         parser.error(f"{options.image}: no such image")
@@ -600,6 +607,8 @@ def main(arguments: list[str]) -> int:
         return serve(options)
     if options.command == "test":
         return run_tests(rest)
+    if options.command == "models":
+        return run_models(rest)
     return run_tool(options.command, rest)
 
 
