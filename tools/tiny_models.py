@@ -35,6 +35,9 @@ LYRA2_14B = {
     "num_layers": 40,
 }
 
+# the released layout, as wide as the smallest text encoder of the host needs it
+SMALLEST = {**LYRA2_14B, "rank": 8, "dim": 96, "ffn_dim": 192, "num_heads": 3, "num_layers": 2, "text_dim": 768}
+
 
 def random_weights(
     shapes: Mapping[str, tuple[int, ...]], seed: int, dtype=torch.float32
@@ -82,10 +85,8 @@ def tiled_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, dtype=torch.
     block = torch.randn(1009, generator=torch.Generator().manual_seed(seed))
     weights = {}
     for key, shape in shapes.items():
-        if len(shape) > 1:
-            values = block / prod(shape[1:]) ** 0.5
-        else:
-            values = 1 + 0.1 * block if key.endswith("weight") and "norm" in key else 0.1 * block
+        gain = key.endswith("weight") and "norm" in key
+        values = block / prod(shape[1:]) ** 0.5 if len(shape) > 1 else 0.1 * block + gain
         count = prod(shape)
         weights[key] = values.to(dtype).repeat(-(-count // len(block)))[:count].view(shape)
     return weights
@@ -128,3 +129,44 @@ def _clip_weights(kind: str, config: str, seed: int) -> dict[str, Tensor]:
     with torch.device("meta"):
         network = getattr(comfy.clip_model, kind)(settings, torch.float16, "meta", torch.nn)
     return tiled_weights({key: tuple(weight.shape) for key, weight in network.state_dict().items()}, seed)
+
+
+def write_da3(path: Path, seed: int = 4) -> Path:
+    """A Depth Anything 3 for single pictures: Small's backbone under a tiny head."""
+    from comfy.ldm.depth_anything_3.model import DepthAnything3Net
+
+    with torch.device("meta"):
+        network = DepthAnything3Net(
+            "vits",
+            (5, 7, 9, 11),
+            -1,
+            -1,
+            -1,
+            cat_token=False,
+            head_type="dpt",
+            head_dim_in=384,
+            head_output_dim=1,
+            head_features=8,
+            head_out_channels=(8, 8, 8, 8),
+            head_use_sky_head=True,
+            device="meta",
+            dtype=torch.float32,
+            operations=torch.nn,
+        )
+    shapes = {key: tuple(weight.shape) for key, weight in network.state_dict().items()}
+    weights = tiled_weights(shapes, seed, torch.float32)
+    # nearly the same depth everywhere and no sky: a random head's depth is all jumps, which nobody can use
+    return _write(path, {key: w * 0.02 if "output_conv2" in key else w for key, w in weights.items()})
+
+
+def write_all(models: Path) -> Path:
+    """A models folder with every file that the workflows name, small enough to run on a CPU."""
+    write_lyra2(models / "diffusion_models" / "lyra2.safetensors", SMALLEST)
+    write_vae(models / "vae" / "wan_2.1_vae.safetensors")
+    write_text_encoder(models / "text_encoders" / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
+    write_clip_vision(models / "clip_vision" / "clip_vision_h.safetensors")
+    write_da3(models / "geometry_estimation" / "depth_anything_3_mono_large.safetensors")
+    lora = {"lora_A": (2, 96), "lora_B": (96, 2)}
+    tensors = {f"diffusion_model.blocks.0.self_attn.q.{key}.weight": shape for key, shape in lora.items()}
+    _write(models / "loras" / "lyra2_dmd_distillation.safetensors", tiled_weights(tensors, 5))
+    return models

@@ -9,12 +9,13 @@ The shipped files are what this writes; tests check them against the host. A nod
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
+from host import TOOLS, load
+
+PROJECT = TOOLS.parent
 SIZE = {"width": 832, "height": 480}
 ROOM = {
     "source": "room box",
@@ -175,6 +176,215 @@ def zoom() -> dict:
     }
 
 
+LYRA_NOTE = """## {title}
+Lyra 2 paints every frame; the geometry only tells it what was where. **Static scenes only.**
+
+{what}
+
+**Files** (`python tools/comfy.py models` lists and downloads them, after you accepted their licences):
+- `models/diffusion_models/lyra2.safetensors`: NVIDIA's Lyra 2.0 transformer, converted with *Lyra 2 Convert Checkpoint* or
+  `python tools/comfy.py convert`. Research licence.
+{lora}- `models/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors`, `models/vae/wan_2.1_vae.safetensors`,
+  `models/clip_vision/clip_vision_h.safetensors` (Apache-2.0)
+- `models/geometry_estimation/depth_anything_3_mono_large.safetensors` (Apache-2.0); any Depth Anything 3 or MoGe will do
+{solver}
+**Draft first**: set *Upscale Image* to half the size, or the steps to 10, and run the same path and seed; or use *Lyra 2
+Preview Chunks* in place of *Lyra 2 Explore*, which needs no weights at all.
+
+**The world is saved** after every chunk under `worlds/` in the output folder. Running again after an interrupt, or with
+more chunks, goes on from there. Another seed or prompt makes a branch beside it."""
+DMD_LORA = "- `models/loras/lyra2_dmd_distillation.safetensors`: the DMD LoRA, converted. Research licence.\n"
+SOLVER = "\nThe reference's solver needs `pip install diffusers` in ComfyUI's Python.\n"
+
+NEGATIVE = (
+    "blurry, low quality, jpeg artifacts, overexposed, static noise, watermark, text, people, moving objects, deformed"
+)
+# which of tools/models.py a loader's file is, for the host's missing-model dialog
+FILES = {
+    "CLIPLoader": "umt5-fp8",
+    "CLIPVisionLoader": "clip-vision",
+    "VAELoader": "wan-vae",
+    "LoadDA3Model": "da3-mono",
+}
+
+
+def lyra_models() -> dict:
+    """The loaders, below the photo."""
+    return {
+        "model": ("UNETLoader", (0, 900), {"unet_name": "lyra2.safetensors"}, {}),
+        "text encoder": (
+            "CLIPLoader",
+            (0, 1060),
+            {"clip_name": "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "type": "wan"},
+            {},
+        ),
+        "image encoder": ("CLIPVisionLoader", (300, 900), {"clip_name": "clip_vision_h.safetensors"}, {}),
+        "vae": ("VAELoader", (300, 1000), {"vae_name": "wan_2.1_vae.safetensors"}, {}),
+        "depth model": (
+            "LoadDA3Model",
+            (300, 1100),
+            {"model_name": "depth_anything_3_mono_large.safetensors"},
+            {},
+        ),
+        "geometry": ("DA3Inference", (640, 300), {}, {"da3_model": ("depth model", 0), "image": ("scaled", 0)}),
+        "estimator": ("Lyra2DA3Estimator", (640, 1000), {}, {"da3_model": ("depth model", 0)}),
+    }
+
+
+def lyra_depth(**more: tuple) -> tuple:
+    sources = {"image": ("scaled", 0), "source.da3_geometry": ("geometry", 0), **more}
+    return ("Lyra2Depth", (640, 0), {"source": "Depth Anything 3"}, sources)
+
+
+def explore(position: tuple, path: str, chunks: int, steps: int, distilled: bool, save_to: str, prompt, **more) -> tuple:
+    quality = {"quality": "DMD", "quality.dmd_lora": "lyra2_dmd_distillation.safetensors"}
+    quality = quality if distilled else {"quality": "full", "quality.steps": steps}
+    values = {"chunks": chunks, "negative": NEGATIVE, "save_to": save_to, **quality}
+    sources = {
+        "world": ("begin", 0),
+        "cameras": (path, 0),
+        "model": ("model", 0),
+        "clip": ("text encoder", 0),
+        "clip_vision": ("image encoder", 0),
+        "vae": ("vae", 0),
+        "depth_estimator": ("estimator", 0),
+    }
+    if isinstance(prompt, str):
+        values["prompt"] = prompt
+    else:
+        sources["prompt"] = prompt
+    return ("Lyra2Explore", position, values, {**sources, **more})
+
+
+def lyra_note(title: str, what: str, distilled: bool) -> dict:
+    lora, solver = (DMD_LORA, "") if distilled else ("", SOLVER)
+    return {"note": ("MarkdownNote", (0, 420), {"": LYRA_NOTE.format(title=title, what=what, lora=lora, solver=solver)}, {})}
+
+
+PROMPT = "A quiet, sunlit room. The camera moves slowly and steadily; nothing in the scene moves. Describe your photo here."
+
+
+def lyra_zoom(distilled: bool = False) -> dict:
+    name = "lyra_zoom_dmd" if distilled else "lyra_zoom"
+    what = (
+        "**You bring** (into the input folder): a photo, and a prompt in both *Lyra 2 Explore* nodes.\n\nThe zoom out "
+        "backwards, then the zoom in, as the reference joins them, without showing the photo twice."
+    )
+    return {
+        **lyra_note("Zoom in and out" + (", four steps" if distilled else ""), what, distilled),
+        **photo(),
+        **lyra_models(),
+        "depth": lyra_depth(),
+        "begin": ("Lyra2BeginWorld", (980, 0), {}, {"image": ("scaled", 0), "depth": ("depth", 0)}),
+        "path in": (
+            "Lyra2ZoomTrajectory",
+            (980, 220),
+            {"direction": "in", "strength": 0.5, "frames": 81},
+            {"depth": ("depth", 0)},
+        ),
+        "path out": (
+            "Lyra2ZoomTrajectory",
+            (980, 520),
+            {"direction": "out", "strength": 1.5, "frames": 241, "upward_ratio": 0.15},
+            {"depth": ("depth", 0)},
+        ),
+        "walk in": explore((1300, 0), "path in", 1, 50, distilled, f"worlds/{name}_in", PROMPT),
+        "walk out": explore((1300, 600), "path out", 3, 50, distilled, f"worlds/{name}_out", PROMPT),
+        "frames in": ("Lyra2WorldFrames", (1640, 0), {"first": 1}, {"world": ("walk in", 0)}),
+        "frames out": ("Lyra2WorldFrames", (1640, 600), {"backwards": True}, {"world": ("walk out", 0)}),
+        "all frames": (
+            "BatchImagesNode",
+            (1980, 200),
+            {},
+            {"images.image0": ("frames out", 0), "images.image1": ("frames in", 0)},
+        ),
+        **results(("all frames", 0), ("walk out", 0), 2300, name),
+    }
+
+
+def lyra_zoom_dmd() -> dict:
+    return lyra_zoom(distilled=True)
+
+
+def lyra_custom_trajectory(distilled: bool = False) -> dict:
+    name = "lyra_custom_trajectory_dmd" if distilled else "lyra_custom_trajectory"
+    what = (
+        "**You bring** (into the input folder): a photo; a camera file (.npz, camera-path .json, transforms.json or a COLMAP "
+        "text folder); captions (.json: frame number to text, each chunk takes the latest that begins by its first frame)."
+    )
+    return {
+        **lyra_note("Custom trajectory" + (", four steps" if distilled else ""), what, distilled),
+        **photo(),
+        **lyra_models(),
+        "path": (
+            "Lyra2LoadTrajectory",
+            (300, 220),
+            {"file": "trajectory.npz", "frames": 161, "pose_scale": 1.1, **SIZE, "captions": "captions.json"},
+            {},
+        ),
+        "depth": lyra_depth(cameras=("path", 0)),
+        "begin": (
+            "Lyra2BeginWorld",
+            (980, 0),
+            {},
+            {"image": ("scaled", 0), "depth": ("depth", 0), "cameras": ("path", 0)},
+        ),
+        "draw": ("Lyra2DrawTrajectory", (1300, 800), {}, {"cameras": ("path", 0), "world": ("begin", 0)}),
+        "see path": ("PreviewImage", (1600, 900), {}, {"images": ("draw", 0)}),
+        "walk": explore((1300, 0), "path", 2, 35, distilled, f"worlds/{name}", ("path", 1)),
+        "frames": ("Lyra2WorldFrames", (1640, 0), {}, {"world": ("walk", 0)}),
+        "save path": (
+            "Lyra2SaveTrajectory",
+            (1640, 260),
+            {"filename_prefix": f"lyra2/{name}_cameras"},
+            {"cameras": ("frames", 1)},
+        ),
+        **results(("frames", 0), ("walk", 0), 1980, name),
+    }
+
+
+def lyra_custom_trajectory_dmd() -> dict:
+    return lyra_custom_trajectory(distilled=True)
+
+
+def lyra_there_and_back() -> dict:
+    name = "lyra_there_and_back"
+    what = (
+        "**You bring** (into the input folder): a photo, and a prompt in *Lyra 2 Explore*.\n\nThe camera goes out and comes "
+        "back the same way; *Lyra 2 Consistency* prints how well what it comes back to agrees with what it left."
+    )
+    return {
+        **lyra_note("There and back", what, False),
+        **photo(),
+        **lyra_models(),
+        "depth": lyra_depth(),
+        "begin": ("Lyra2BeginWorld", (980, 0), {}, {"image": ("scaled", 0), "depth": ("depth", 0)}),
+        "path": (
+            "Lyra2ZoomTrajectory",
+            (640, 520),
+            {"direction": "in", "strength": 0.5, "frames": 81},
+            {"depth": ("depth", 0)},
+        ),
+        "both ways": ("Lyra2EditTrajectory", (980, 520), {"edit": "there and back"}, {"cameras": ("path", 0)}),
+        "walk": explore((1300, 0), "both ways", 2, 35, False, f"worlds/{name}", PROMPT),
+        "frames": ("Lyra2WorldFrames", (1640, 0), {}, {"world": ("walk", 0)}),
+        "score": ("Lyra2Consistency", (1640, 300), {}, {"world": ("walk", 0)}),
+        "worst pair": ("PreviewImage", (1980, 720), {}, {"images": ("score", 2)}),
+        **results(("frames", 0), ("walk", 0), 1980, name),
+    }
+
+
+WORKFLOWS = (
+    custom_trajectory,
+    zoom,
+    lyra_zoom,
+    lyra_zoom_dmd,
+    lyra_custom_trajectory,
+    lyra_custom_trajectory_dmd,
+    lyra_there_and_back,
+)
+
+
 def widgets_of(definition: dict) -> list[tuple[str, list]]:
     ordered = definition["input_order"]
     return [
@@ -237,6 +447,8 @@ def build(graph: dict, object_info: dict) -> dict:
         if kind == "MarkdownNote":
             node |= {"size": [620, 420], "widgets_values": [values[""]], "title": "What this needs and makes"}
             continue
+        if kind in FILES:
+            node["properties"]["models"] = models().template_entries([FILES[kind]])
         definition = object_info[kind]
         node["outputs"] = [
             {"name": n, "type": t, "links": []}
@@ -252,6 +464,10 @@ def build(graph: dict, object_info: dict) -> dict:
                 options = spec[1] if len(spec) > 1 else {}
                 if options.get("control_after_generate"):
                     node["widgets_values"].append("fixed")
+                if input_name in sources:  # a widget that takes its value from elsewhere
+                    node["inputs"].append(
+                        {"name": input_name, "type": spec[0], "link": None, "widget": {"name": input_name}}
+                    )
             elif spec[0] != "COMFY_AUTOGROW_V3":
                 node["inputs"].append({"name": input_name, "type": spec[0], "link": None})
         node["inputs"] += [
@@ -279,14 +495,15 @@ def build(graph: dict, object_info: dict) -> dict:
     }
 
 
+def models():
+    return load("lyra_models", TOOLS / "models.py")
+
+
 def main() -> int:
-    spec = importlib.util.spec_from_file_location("launcher", PROJECT / "tools" / "comfy.py")
-    launcher = importlib.util.module_from_spec(spec)
-    sys.modules["launcher"] = launcher
-    spec.loader.exec_module(launcher)
+    launcher = load("lyra_comfy", TOOLS / "comfy.py")
     with launcher.Server(launcher.home() / "base", Path("output").resolve()) as server:
         object_info = server.get("/object_info")
-    for describe in (custom_trajectory, zoom):
+    for describe in WORKFLOWS:
         file = PROJECT / "workflows" / f"{describe.__name__}.json"
         file.write_text(
             json.dumps(build(describe(), object_info), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -1,0 +1,147 @@
+"""The real host with tiny checkpoints: every shipped workflow of the transformer, and a walk that is killed and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+SMALL = [
+    "ImageScale.width=96",
+    "ImageScale.height=64",
+    "CLIPLoader.type=stable_diffusion",  # UMT5 has only one size, 11 GB; what stands in its place is CLIP L
+]
+WORKFLOWS = {
+    "lyra_zoom": ["Walk out.chunks=1", "Walk in.quality.steps=2", "Walk out.quality.steps=2"],
+    "lyra_zoom_dmd": ["Walk out.chunks=1"],
+    "lyra_custom_trajectory": ["Lyra2Explore.quality.steps=2"],
+    "lyra_custom_trajectory_dmd": ["Lyra2Explore.chunks=1"],
+    "lyra_there_and_back": ["Lyra2Explore.quality.steps=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def base(comfy_host, tiny_models, tmp_path_factory, project) -> Path:
+    """A base folder with every model file that the workflows name, a photo, a path and captions."""
+    folder = tmp_path_factory.mktemp("generation")
+    tiny_models.write_all(folder / "models")
+    (folder / "input").mkdir()
+    shutil.copyfile(project / "tools" / "demo" / "room.png", folder / "input" / "photo.png")
+    steps = np.linspace(0, 0.4, 161)
+    w2c = np.tile(np.eye(4), (161, 1, 1))
+    w2c[:, 2, 3] = -steps
+    K = np.tile(np.array([[80.0, 0, 47.5], [0, 80.0, 31.5], [0, 0, 1]]), (161, 1, 1))
+    np.savez(folder / "input" / "trajectory.npz", w2c=w2c, intrinsics=K, image_height=64, image_width=96)
+    (folder / "input" / "captions.json").write_text(json.dumps({"0": "a room", "81": "a corridor"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(launcher, base):
+    """Starts servers on that folder."""
+    return lambda: launcher.Server(base, base / "output", "--models-directory", str(base / "models"))
+
+
+def prompt_of(launcher, server, project, name: str, *settings: str) -> dict:
+    workflow = json.loads((project / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    prompt = launcher.to_api_format(workflow, server.get("/object_info"))
+    own = ["Lyra2LoadTrajectory.width=96", "Lyra2LoadTrajectory.height=64"] if "custom" in name else []
+    launcher.apply_settings(prompt, [*SMALL, *own, *settings], server.base / "input")
+    return prompt
+
+
+def chunks_of(folder: Path) -> list[dict]:
+    return json.loads((folder / "world.json").read_text())["chunks"]
+
+
+def latents_of(folder: Path) -> list:
+    """What was sampled for each chunk, the latest branch."""
+    manifest = json.loads((folder / "world.json").read_text())
+    by_key, key, found = {c["key"]: c for c in manifest["chunks"]}, manifest["latest"], []
+    while by_key[key]["parent"] is not None:
+        found.insert(0, load_file(folder / by_key[key]["file"])["latents.sampled"])
+        key = by_key[key]["parent"]
+    return found
+
+
+def test_every_workflow_of_the_transformer_runs_from_its_file(launcher, start, project, base):
+    with start() as server:
+        for name, settings in WORKFLOWS.items():
+            outputs = launcher.run_prompt(server, prompt_of(launcher, server, project, name, *settings))
+            made = {file.suffix for file in launcher.output_files(outputs, server)}
+            assert {".mp4", ".ply"} <= made, f"{name} made {made}"
+            if name == "lyra_there_and_back":
+                assert any("PSNR" in text for text in launcher.output_texts(outputs))
+    worlds = base / "output" / "worlds"
+    assert {folder.name for folder in worlds.iterdir()} == {
+        "lyra_zoom_in",
+        "lyra_zoom_out",
+        "lyra_zoom_dmd_in",
+        "lyra_zoom_dmd_out",
+        "lyra_custom_trajectory",
+        "lyra_custom_trajectory_dmd",
+        "lyra_there_and_back",
+    }
+    captions = [chunk["prompt"] for chunk in chunks_of(worlds / "lyra_custom_trajectory")]
+    assert captions == ["", "a room", "a corridor"]
+    assert chunks_of(worlds / "lyra_zoom_dmd_in")[1]["settings"]["quality"]["quality"] == "DMD"
+
+
+def test_one_chunk_more_runs_one_chunk_and_a_killed_walk_goes_on(launcher, start, project, base):
+    """kill -9 of the server while chunk 2 is sampled; then more chunks; another seed is a branch beside."""
+
+    def prompt(server, folder: str, chunks: int, seed: int = 1) -> dict:
+        settings = [f"Lyra2Explore.{key}={value}" for key, value in (("chunks", chunks), ("seed", seed))]
+        steps, to = "Lyra2Explore.quality.steps=3", f"Lyra2Explore.save_to=worlds/{folder}"
+        return prompt_of(launcher, server, project, "lyra_custom_trajectory", *settings, steps, to)
+
+    worlds, ran = base / "output" / "worlds", []
+
+    def watch(node: dict, done: int, total: int) -> None:
+        if node.get("class_type") == "SamplerCustomAdvanced" or total == 3:
+            ran.append(done)
+
+    with start() as server:
+        launcher.run_prompt(server, prompt(server, "never", 2))
+        expected = latents_of(worlds / "never")
+        assert len(expected) == 2
+    with start() as server:
+
+        def kill_during_the_second_chunk():
+            while not (worlds / "killed" / "world.json").exists() or len(chunks_of(worlds / "killed")) < 2:
+                time.sleep(0.05)
+            time.sleep(1.0)
+            os.kill(server.process.pid, 9)
+
+        threading.Thread(target=kill_during_the_second_chunk, daemon=True).start()
+        with pytest.raises(Exception, match="."):
+            launcher.run_prompt(server, prompt(server, "killed", 2))
+    assert len(chunks_of(worlds / "killed")) == 2  # the photo and the first chunk
+    with start() as server:
+        launcher.run_prompt(server, prompt(server, "killed", 2))
+        found = latents_of(worlds / "killed")
+        assert len(found) == 2 and all(a.equal(b) for a, b in zip(found, expected, strict=True))
+        before = {file.name for file in (worlds / "killed").iterdir()}
+        launcher.run_prompt(server, prompt(server, "killed", 1, seed=9))
+        branch = {file.name for file in (worlds / "killed").iterdir()} - before
+        assert len(branch) == 1  # the photo is shared, the other chunks stay
+        assert not latents_of(worlds / "killed")[0].equal(expected[0])
+
+
+def test_what_cannot_be_walked_is_said_before_anything_is_sampled(launcher, start, project):
+    with start() as server:
+        for settings, says in (
+            (["Lyra2Explore.chunks=3"], "chunk 2 needs cameras 161 to 240, the path has 161"),
+            (["Lyra2Explore.save_to=../outside"], "no path inside"),
+            (["ImageScale.width=90"], "multiples of 16"),
+        ):
+            prompt = prompt_of(launcher, server, project, "lyra_custom_trajectory", "Lyra2Explore.quality.steps=1", *settings)
+            with pytest.raises(launcher.WorkflowError, match=says):
+                launcher.run_prompt(server, prompt)
