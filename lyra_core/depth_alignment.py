@@ -35,6 +35,10 @@ UNUSABLE = 999.9  # depth from which on the reference takes a pixel of the first
 RECONSIDERED = 0.15  # the reference's continuity of the depth of new frames, which it only shows
 
 
+class NoScaleError(ValueError):
+    """An estimate that can't be brought into scene units; the message says what was tried."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What an estimator says of F frames."""
@@ -129,7 +133,7 @@ def in_scene_units(
         scale, off = camera_scale(cameras, estimate.cameras)
     except ValueError as reason:
         needed = "" if found is None else f"only {before}{OVERLAP:.0%} are needed, and "
-        raise ValueError(f"no scale for the depth of these {len(depth)} frames: {needed}{reason}") from None
+        raise NoScaleError(f"no scale for the depth of these {len(depth)} frames: {needed}{reason}") from None
     return (
         depth / scale,
         f"{before}scale {1 / scale:.4g} from the cameras, which the estimator sees {off:.1%} elsewhere",

@@ -170,7 +170,7 @@ def look_up(sources: list[Source], camera: Cameras) -> tuple[Tensor, Tensor, Ten
     warp = splat(merge(*(s.surface for s in sources)), camera)
     depth, covered = warp.depth[0], warp.seen[0]
     if covered.any():
-        depth[~covered] = _continue(depth[..., None], depth, covered)[:, 0]
+        depth[~covered] = continued(depth[..., None], depth, covered)[:, 0]
     else:
         depth.fill_(float(max(s.depth.max() for s in sources)))
     image = depth.new_zeros(*depth.shape, 3)
@@ -181,7 +181,7 @@ def look_up(sources: list[Source], camera: Cameras) -> tuple[Tensor, Tensor, Ten
         image[:] = sources[0].image.mean((0, 1))  # looking away from all that is known
     elif not found.all():
         # beside a silhouette the foreground reaches half a pixel too far; what lies behind may be known after all
-        depth[~found] = _continue(depth[..., None], depth, found)[:, 0]
+        depth[~found] = continued(depth[..., None], depth, found)[:, 0]
         _find(sources, camera, depth, image, invented, found)
         if not found.all():
             image[~found] = _made_up(image, depth, found)
@@ -241,7 +241,7 @@ def _made_up(image: Tensor, depth: Tensor, known: Tensor) -> Tensor:
     """Colours (M, 3) for the M pixels that are not known: their surroundings, blurred more the farther away those are."""
     holes = (~known).nonzero()
     filled = image.clone()
-    filled[~known] = _continue(image, depth, known)
+    filled[~known] = continued(image, depth, known)
     pyramid = [filled]
     while min(pyramid[-1].shape[:2]) > 4:
         coarser = F.avg_pool2d(pyramid[-1].permute(2, 0, 1)[None], 2, ceil_mode=True, count_include_pad=False)
@@ -258,7 +258,7 @@ def _made_up(image: Tensor, depth: Tensor, known: Tensor) -> Tensor:
     return result
 
 
-def _continue(values: Tensor, depth: Tensor, known: Tensor, farther: float = 6.0) -> Tensor:
+def continued(values: Tensor, depth: Tensor, known: Tensor, farther: float = 6.0) -> Tensor:
     """Values (H, W, C) carried to the M unknown pixels (M, C) from the nearest known ones left, right, above and below.
 
     Near ones count more; of two on opposite sides the one that lies deeper counts far more, because behind a silhouette
@@ -282,7 +282,7 @@ def _continue(values: Tensor, depth: Tensor, known: Tensor, farther: float = 6.0
         # corners, whose row and column hold nothing known, continue what has just been carried beside them
         wider = known.clone()
         carried[row, column], wider[row, column] = total, reached
-        total[~reached, :-1] = _continue(carried[..., :-1], carried[..., -1], wider, farther)
+        total[~reached, :-1] = continued(carried[..., :-1], carried[..., -1], wider, farther)
     return total[:, :-1]
 
 

@@ -7,7 +7,6 @@ from comfy_api.latest import io
 from ..lyra_core.models import depth_estimators as estimators
 from . import types
 
-DepthEstimator = io.Custom("LYRA2_DEPTH_ESTIMATOR")  # lyra_core.depth_alignment.DepthEstimator
 Da3Model = io.Custom("DA3_MODEL")  # of the host's LoadDA3Model
 MogeModel = io.Custom("MOGE_MODEL")  # of the host's LoadMoGeModel
 
@@ -19,7 +18,7 @@ def _schema(name: str, display: str, description: str, inputs: list) -> io.Schem
         category=types.CATEGORY,
         description=description,
         inputs=inputs,
-        outputs=[DepthEstimator.Output(display_name="depth_estimator")],
+        outputs=[types.DepthEstimator.Output(display_name="depth_estimator")],
     )
 
 

@@ -296,12 +296,11 @@ class Explore(io.ComfyNode):
             description="Walks a path chunk after chunk: retrieve, FramePack, sample, append. More chunks later run only the new "
             "ones, and after a restart too if the world is saved. Static scenes only.",
             enable_expand=True,
-            hidden=[io.Hidden.dynprompt],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             inputs=[
                 types.World.Input("world", raw_link=True),
                 types.Cameras.Input(
                     "cameras",
-                    raw_link=True,
                     tooltip="Where to go. The first camera is where the world stands; then 80 for every chunk.",
                 ),
                 io.Model.Input("model", raw_link=True, tooltip="The Lyra 2 transformer, with any LoRAs."),
@@ -336,8 +335,13 @@ class Explore(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, world, chunks, quality, **inputs) -> io.NodeOutput:
+    def execute(cls, world, cameras, chunks, quality, save_to, **inputs) -> io.NodeOutput:
+        _chunk_of(cameras, chunks - 1)  # say now what could not be walked later
+        if save_to.strip():
+            types.output_folder(save_to)
         graph, prompt = GraphBuilder(), cls.hidden.dynprompt
+        # links, not values: a child with values would be made again in every run
+        inputs |= {"cameras": prompt.get_node(cls.hidden.unique_id)["inputs"]["cameras"], "save_to": save_to}
         made_with = [
             upstream_hash(prompt, inputs[name]) for name in ("model", "clip", "clip_vision", "vae", "depth_estimator")
         ]

@@ -102,12 +102,7 @@ def test_one_chunk_more_runs_one_chunk_and_a_killed_walk_goes_on(launcher, start
         steps, to = "Lyra2Explore.quality.steps=3", f"Lyra2Explore.save_to=worlds/{folder}"
         return prompt_of(launcher, server, project, "lyra_custom_trajectory", *settings, steps, to)
 
-    worlds, ran = base / "output" / "worlds", []
-
-    def watch(node: dict, done: int, total: int) -> None:
-        if node.get("class_type") == "SamplerCustomAdvanced" or total == 3:
-            ran.append(done)
-
+    worlds = base / "output" / "worlds"
     with start() as server:
         launcher.run_prompt(server, prompt(server, "never", 2))
         expected = latents_of(worlds / "never")
@@ -142,6 +137,8 @@ def test_what_cannot_be_walked_is_said_before_anything_is_sampled(launcher, star
             (["Lyra2Explore.save_to=../outside"], "no path inside"),
             (["ImageScale.width=90"], "multiples of 16"),
         ):
-            prompt = prompt_of(launcher, server, project, "lyra_custom_trajectory", "Lyra2Explore.quality.steps=1", *settings)
+            prompt = prompt_of(
+                launcher, server, project, "lyra_custom_trajectory", "Lyra2Explore.quality.steps=1", *settings
+            )
             with pytest.raises(launcher.WorkflowError, match=says):
                 launcher.run_prompt(server, prompt)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..camera import Cameras, from_normalized
 from ..depth_alignment import Estimate, stretched, to_one_scale
-from ..preview import _continue
+from ..preview import continued
 
 log = logging.getLogger(__name__)
 
@@ -214,5 +214,5 @@ def _filled(depth: Tensor, otherwise: Tensor) -> Tensor:
         return torch.full_like(depth, float(otherwise))
     filled = depth.clone()
     if not seen.all():
-        filled[~seen] = _continue(depth[..., None], depth, seen)[:, 0]
+        filled[~seen] = continued(depth[..., None], depth, seen)[:, 0]
     return filled
