@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from lyra_core.memory import Keyframe, retrieve
 from lyra_core.warp import lift, splat, splat_views
 from lyra_core.world import World, append, begin, plan, to_float
 
-from . import Result, seconds
+from . import Result, peak_mib, seconds
 
 TOOLS = Path(__file__).resolve().parents[1]
 SIZE = (480, 832)
@@ -244,14 +243,6 @@ def report_memory(chunks: int) -> None:
     for number in range(chunks):
         world = one_more(world, path[1 + number * MEMORY_FRAMES : 1 + (number + 1) * MEMORY_FRAMES])
     print(peak_mib(), stored_mib(world))
-
-
-def peak_mib() -> float:
-    """Peak memory of this process."""
-    status = Path("/proc/self/status")
-    if status.exists():  # what getrusage tells there is inherited from the parent
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def bench_memory() -> Iterator[Result]:
