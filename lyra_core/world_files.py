@@ -234,7 +234,8 @@ def _load_chunk(folder: Path, entry: Entry, size: tuple[int, int]) -> tuple[Chun
             raise WorldFileError(
                 f"{file}: expected {len(cameras)} frames of {size[1]}x{size[0]}, found {tuple(frames.shape)}"
             )
-        invented = torch.from_numpy(np.unpackbits(found["invented"].numpy(), axis=-1, count=size[1])).bool()
+        bits = np.unpackbits(found["invented"].numpy(), axis=-1, count=size[1])
+        invented = torch.from_numpy(bits).view(torch.bool)
         keyframes = [_keyframe(found, int(name[6:]), cameras, size) for name in found if name.startswith("depth.")]
         parts = [found.get(f"latents.{name}") for name in Latents._fields]
     except (SafetensorError, KeyError, IndexError, RuntimeError) as problem:
