@@ -20,6 +20,7 @@ from ..lyra_core.history import History
 from ..lyra_core.models import generation
 from ..lyra_core.models.lyra2_host import conditioning
 from . import types
+from .world import warn_of_a_gap
 
 IN_THE_MODEL = "already in the model"
 
@@ -390,6 +391,7 @@ class ExploreChunk(io.ComfyNode):
         views, alignment, save_to, index, made_with,
     ) -> io.NodeOutput:  # fmt: skip
         target = _chunk_of(cameras, index)
+        warn_of_a_gap(world, cameras[index * LYRA2.new_frames :])
         text = caption(prompt, index, len(cameras))
         sampled_as = {"quality": quality, "seed": seed, "negative": negative, "retrieve": retrieve, "views": views}
         settings = {

@@ -76,7 +76,8 @@ def _count_input():
     )
 
 
-def _warn_of_a_gap(world, cameras) -> None:
+def warn_of_a_gap(world, cameras) -> None:
+    """If the first of the cameras is not where the world stands."""
     gap = worlds.continuation(world, cameras)[1]
     if gap > 1e-3:
         log.warning(
@@ -122,7 +123,7 @@ class RetrieveHistory(io.ComfyNode):
 
     @classmethod
     def execute(cls, world, cameras, retrieve, views, chunk_frames) -> io.NodeOutput:
-        _warn_of_a_gap(world, cameras)
+        warn_of_a_gap(world, cameras)
         target = worlds.continuation(world, cameras)[0][:chunk_frames]
         plan = worlds.plan(world, target, retrieve, views)
         shown = [worlds.to_float(world.frame(f)) for f in plan.retrieved or (len(world) - 1,)]
@@ -170,7 +171,7 @@ class PreviewChunks(io.ComfyNode):
 
     @classmethod
     def execute(cls, world, cameras, retrieve, chunk_frames, save_to, captions="") -> io.NodeOutput:
-        _warn_of_a_gap(world, cameras)
+        warn_of_a_gap(world, cameras)
         texts = camera_files.load_captions(captions) if captions.strip() not in ("", "{}") else {}
         grown = preview.explore(
             world,

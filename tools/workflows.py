@@ -188,7 +188,8 @@ Lyra 2 paints every frame; the geometry only tells it what was where. **Static s
   `models/clip_vision/clip_vision_h.safetensors` (Apache-2.0)
 - `models/geometry_estimation/depth_anything_3_mono_large.safetensors` (Apache-2.0); any Depth Anything 3 or MoGe will do
 {solver}
-**Draft first**: set *Upscale Image* to half the size, or the steps to 10, and run the same path and seed; or use *Lyra 2
+**Draft first**: set *Upscale Image* (and the size in *Lyra 2 Load Trajectory*) to half, or the steps to 10, and run the same
+path and seed; or use *Lyra 2
 Preview Chunks* in place of *Lyra 2 Explore*, which needs no weights at all.
 
 **The world is saved** after every chunk under `worlds/` in the output folder. Running again after an interrupt, or with
