@@ -320,6 +320,15 @@ class Explore(io.ComfyNode):
                 io.String.Input("negative", default="", multiline=True, tooltip="What it should not look like."),
                 _quality_input(),
                 _seed_input(),
+                io.Int.Input(
+                    "first_chunk",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    advanced=True,
+                    tooltip="The path's chunk to begin with. To make chunk 2 again with another seed or prompt: load the world "
+                    "with 2 chunks (or rewind it) and begin with 2.",
+                ),
                 io.Int.Input("retrieve", default=5, min=0, max=5, tooltip="Past frames that help at most."),
                 io.Int.Input(
                     "views",
@@ -336,8 +345,8 @@ class Explore(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, world, cameras, chunks, quality, save_to, **inputs) -> io.NodeOutput:
-        _chunk_of(cameras, chunks - 1)  # say now what could not be walked later
+    def execute(cls, world, cameras, chunks, first_chunk, quality, save_to, **inputs) -> io.NodeOutput:
+        _chunk_of(cameras, first_chunk + chunks - 1)  # say now what could not be walked later
         if save_to.strip():
             types.output_folder(save_to)
         graph, prompt = GraphBuilder(), cls.hidden.dynprompt
@@ -347,7 +356,7 @@ class Explore(io.ComfyNode):
             upstream_hash(prompt, inputs[name]) for name in ("model", "clip", "clip_vision", "vae", "depth_estimator")
         ]
         settings = {"quality" if key == "quality" else f"quality.{key}": value for key, value in quality.items()}
-        for index in range(chunks):
+        for index in range(first_chunk, first_chunk + chunks):
             node = graph.node(
                 "Lyra2ExploreChunk",
                 f"chunk{index}",
@@ -367,7 +376,7 @@ class ExploreChunk(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         schema = Explore.define_schema()
-        inputs = [i for i in schema.inputs if i.id not in ("world", "cameras", "chunks")]
+        inputs = [i for i in schema.inputs if i.id not in ("world", "cameras", "chunks", "first_chunk")]
         return io.Schema(
             node_id="Lyra2ExploreChunk",
             display_name="Lyra 2 Explore Chunk",

@@ -124,10 +124,19 @@ def test_one_chunk_more_runs_one_chunk_and_a_killed_walk_goes_on(launcher, start
         found = latents_of(worlds / "killed")
         assert len(found) == 2 and all(a.equal(b) for a, b in zip(found, expected, strict=True))
         before = {file.name for file in (worlds / "killed").iterdir()}
-        launcher.run_prompt(server, prompt(server, "killed", 1, seed=9))
+        # the second chunk again, with another seed
+        again = prompt(server, "killed", 1, seed=9)
+        explore, begin = (
+            next(node for node in again.values() if node["class_type"] == kind)
+            for kind in ("Lyra2Explore", "Lyra2BeginWorld")
+        )
+        explore["inputs"]["first_chunk"] = 1
+        begin |= {"class_type": "Lyra2LoadWorld", "inputs": {"folder": "worlds/killed", "chunks": 1, "branch": ""}}
+        launcher.run_prompt(server, again)
         branch = {file.name for file in (worlds / "killed").iterdir()} - before
-        assert len(branch) == 1  # the photo is shared, the other chunks stay
-        assert not latents_of(worlds / "killed")[0].equal(expected[0])
+        assert len(branch) == 1  # all other chunks are shared and stay
+        found = latents_of(worlds / "killed")
+        assert found[0].equal(expected[0]) and not found[1].equal(expected[1])
 
 
 def test_what_cannot_be_walked_is_said_before_anything_is_sampled(launcher, start, project):
@@ -142,3 +151,21 @@ def test_what_cannot_be_walked_is_said_before_anything_is_sampled(launcher, star
             )
             with pytest.raises(launcher.WorkflowError, match=says):
                 launcher.run_prompt(server, prompt)
+
+
+def test_an_interrupt_ends_within_a_step_and_leaves_what_was_made(launcher, start, project, base):
+    with start() as server:
+        settings = ["Lyra2Explore.quality.steps=1000", "Lyra2Explore.save_to=worlds/interrupted"]
+        prompt = prompt_of(launcher, server, project, "lyra_custom_trajectory", *settings)
+        steps = []
+
+        def interrupt(node: dict, done: int, total: int) -> None:
+            if total == 1000:
+                if not steps:
+                    server.post("/interrupt", {})
+                steps.append(done)
+
+        with pytest.raises(launcher.WorkflowError, match="interrupted"):
+            launcher.run_prompt(server, prompt, interrupt)
+        assert 1 <= len(steps) < 20  # progress reaches us a moment later than it was made
+        assert len(chunks_of(base / "output" / "worlds" / "interrupted")) == 1  # the photo

@@ -320,8 +320,9 @@ def test_an_area_as_large_as_the_latent_changes_nothing(load, prompts, spy):
 
 def test_an_area_sees_its_part_of_the_history(load, history, tiny_models):
     """The left half sampled as an area equals a world that is that half."""
-    from lyra_core.history import Guides, History
     from node_helpers import conditioning_set_values
+
+    from lyra_core.history import Guides, History
 
     guides = Guides(*(guide[..., :4] for guide in history.guides()))
     half = History(history.layout, history.latents[..., :4], history.warped[..., :4], lambda: guides)

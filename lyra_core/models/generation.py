@@ -5,6 +5,7 @@ plan -> pack -> (the host samples) -> grow -> plan -> ...
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -17,18 +18,21 @@ from torch import Tensor
 
 from ..camera import Cameras, join
 from ..correspondence import guides
-from ..depth_alignment import DepthEstimator, in_scene_units, known_depth
+from ..depth_alignment import DepthEstimator, NoScaleError, in_scene_units, known_depth
 from ..framepack import LATENT_FRAMES, LYRA2, FramePackLayout, spatial_frames, temporal_latents
 from ..history import History
 from ..warp import lift, splat
 from ..world import ChunkPlan, Latents, World, append, keyframe_ids, to_uint8, warped_views
 from . import streaming_vae
+from .depth_estimators import MemoryEstimator
 from .streaming_vae import FRAMES, PAIR, Stream
 
 STILL = 25  # latents of the photo, repeated, that stand for the time before a world's first chunk
 STILL_FRAMES = 1 + FRAMES * (STILL - 1)
 CLIP_SIZE = 224
 CLIP_MEAN, CLIP_SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, Tensor | None], None]
 
@@ -44,8 +48,7 @@ def pack(
     world: World, plan: ChunkPlan, vae: VAE, layout: FramePackLayout = LYRA2, on_step: Progress = quiet
 ) -> History:
     """The history of the planned chunk. ValueError if the plan is for another world or does not fill the layout."""
-    if plan.world_key != world.key:
-        raise ValueError("this plan was made for another world, or for this one before it grew; plan again")
+    _check_plan(world, plan)
     if len(plan.target) != layout.new_frames:
         raise ValueError(
             f"the transformer makes {layout.new_frames} frames at a time, this plan asks for {len(plan.target)}; "
@@ -59,6 +62,11 @@ def pack(
     cameras = join(*(_camera(world, frame) for frame in frames))
     make = partial(guides, layout, [world.memory[frame] for frame in plan.retrieved], cameras, plan.target)
     return History(layout, latents, warped, make)
+
+
+def _check_plan(world: World, plan: ChunkPlan) -> None:
+    if plan.world_key != world.key:
+        raise ValueError("this plan was made for another world, or for this one before it grew; plan again")
 
 
 def _slots(world: World, plan: ChunkPlan, vae: VAE, layout: FramePackLayout) -> tuple[list[int], Tensor]:
@@ -123,12 +131,13 @@ def grow(
     on_step: Progress = quiet,
 ) -> tuple[World, str]:
     """The world with the sampled latents (16, T, h, w) as its next chunk, and how its depth got its scale."""
+    _check_plan(world, plan)
     expected = (16, len(plan.target) // LATENT_FRAMES, *_latent_size(world))
     if tuple(latents.shape) != expected or not torch.isfinite(latents).all():
         raise ValueError(
             f"expected finite latents {expected}, found {tuple(latents.shape)}; sample the plan's own latent"
         )
-    latents, steps = latents.float().cpu(), expected[1] // PAIR + 1
+    latents, steps = latents.float().cpu().contiguous(), expected[1] // PAIR + 1
     streaming_vae.load(vae, _latent_size(world))
     stream, ids = take_stream(world, vae), keyframe_ids(plan)
     frames, kept = [], {}
@@ -138,10 +147,13 @@ def grow(
             frame = plan.first_frame + sum(map(len, frames))
             frames.append(to_uint8(picture * 0.5 + 0.5)[None])
             if frame in ids:
-                kept[frame] = picture
+                # a view would keep its neighbours too, and other strides than those of a reopened world round differently
+                kept[frame] = picture.clone(memory_format=torch.contiguous_format)
         on_step(len(frames) // len(decoded), steps, frames[-1][0])
 
     remembered = streaming_vae.advance(vae, latents, stream, collect)
+    if not torch.isfinite(remembered).all():
+        raise ValueError("the VAE made NaN or infinite numbers of these latents; load it in float32 or bfloat16")
     pictures = torch.stack([kept[frame] for frame in ids])
     alone = streaming_vae.encode_alone(vae, pictures)
     depths, report = _depths(world, plan, ids, pictures, estimator, alignment)
@@ -163,10 +175,20 @@ def grow(
 
 
 def _depths(world, plan, ids, pictures, estimator, alignment) -> tuple[Tensor, str]:
+    """Depth of a chunk's keyframes, and how it got its scale. Never the end of a long walk for want of a scale."""
     cameras = plan.target[[frame - plan.first_frame for frame in ids]]
-    known = known_depth([world.memory[frame] for frame in {*plan.retrieved, len(world) - 1}], cameras)
-    estimate = estimator((pictures * 0.5 + 0.5).clamp(0, 1), cameras, known)
-    return in_scene_units(estimate, cameras, known, alignment)
+    helpful = {*plan.retrieved, len(world) - 1}  # in the memory's order: the oldest first, as they were resampled least
+    known = known_depth([k for k in world.memory.keyframes if k.frame in helpful], cameras)
+    frames = (pictures * 0.5 + 0.5).clamp(0, 1)
+    try:
+        return in_scene_units(estimator(frames, cameras, known), cameras, known, alignment)
+    except NoScaleError as reason:
+        if not known.any():
+            raise
+        instead = MemoryEstimator()(frames, cameras, known).depth
+        report = f"{reason}. The memory's own depth was used for this chunk instead"
+        log.warning(report)
+        return instead, report
 
 
 def invented(world: World, target: Cameras) -> Tensor:
@@ -180,9 +202,9 @@ def invented(world: World, target: Cameras) -> Tensor:
 
 
 def take_stream(world: World, vae: VAE) -> Stream:
-    """The stream at this world's end: the one that its maker left, or the same one made again."""
-    if world.stream:
-        return world.stream.pop()
+    """The stream at this world's end: the one that its maker left, or the same one made again, as for another VAE."""
+    if world.stream and (stream := world.stream.pop()).network() is streaming_vae.network_of(vae):
+        return stream
     count = STILL + _new_latents(world)
     recent = partial(recent_latents, world, vae, which="sampled")
     return streaming_vae.rebuild(vae, world.exact(0), STILL, count, recent)

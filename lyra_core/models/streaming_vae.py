@@ -10,6 +10,7 @@ stretch that is processed here begins and ends so.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -29,20 +30,24 @@ class Stream:
 
     decoder: list = field(default_factory=list)  # features of the last frames in front of each causal layer
     encoder: list = field(default_factory=list)
+    network: Callable[[], WanVAE | None] = lambda: None  # whose it is, if that still exists
 
 
 def network_of(vae: VAE) -> WanVAE:
     """The causal network; ValueError for a VAE of another family."""
     network = vae.first_stage_model
     if not isinstance(network, WanVAE):
-        raise ValueError(f"Lyra 2 needs the Wan 2.1 VAE (wan_2.1_vae), found {type(network).__name__}")
+        kind = type(network)  # the class of Wan 2.2's VAE has the same name
+        found = f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
+        raise ValueError(f"Lyra 2 needs the Wan 2.1 VAE (wan_2.1_vae), found {found}")
     return network
 
 
 def fresh(vae: VAE) -> Stream:
     """At the start of a video."""
     network = network_of(vae)
-    return Stream([None] * count_cache_layers(network.decoder), [None] * count_cache_layers(network.encoder))
+    layers = (count_cache_layers(part) for part in (network.decoder, network.encoder))
+    return Stream(*([None] * count for count in layers), weakref.ref(network))
 
 
 def decode(vae: VAE, latents: Tensor, stream: Stream) -> Iterator[Tensor]:
@@ -51,8 +56,8 @@ def decode(vae: VAE, latents: Tensor, stream: Stream) -> Iterator[Tensor]:
     Yields the frames of at most two latents at a time: 1 for the first latent of all, 4 for every other.
     """
     network = network_of(vae)
-    for part in _in_pairs(latents.movedim(1, 0), started=stream.decoder[0] is not None, size=PAIR):
-        z = network.conv2(part.movedim(0, 1)[None].to(vae.device, vae.vae_dtype))
+    for part in _in_groups(latents.movedim(1, 0), stream.decoder[0] is not None, PAIR, "latents"):
+        z = network.conv2(_alike(part.movedim(0, 1), vae))
         frames = torch.cat(network.decoder(z, feat_cache=stream.decoder, feat_idx=[0]), 2)
         yield frames[0].movedim(0, -1).float().cpu()
 
@@ -60,24 +65,28 @@ def decode(vae: VAE, latents: Tensor, stream: Stream) -> Iterator[Tensor]:
 def encode(vae: VAE, frames: Tensor, stream: Stream) -> Iterator[Tensor]:
     """Go on encoding (F, H, W, 3) in -1 .. 1; yields latents (16, 1 or 2, h, w) as the host's VAE returns them."""
     network = network_of(vae)
-    started = stream.encoder[0] is not None
-    parts = list(_in_pairs(frames, started, size=PAIR))
-    for i, part in enumerate(parts):
-        pixels = part.movedim(-1, 0)[None].to(vae.device, vae.vae_dtype)
-        # the network keeps back a lone latent, unless it hears that there is no more
-        features = network.encoder(pixels, feat_cache=stream.encoder, feat_idx=[0], final=i == len(parts) - 1)
-        if features is not None:
-            yield network.conv1(features).chunk(2, dim=1)[0][0].float().cpu()
+    for group in _in_groups(frames, stream.encoder[0] is not None, PAIR * FRAMES, "frames"):
+        for part in group.split(PAIR):
+            features = network.encoder(_alike(part.movedim(-1, 0), vae), feat_cache=stream.encoder, feat_idx=[0])
+            if features is not None:  # nothing before the last part of a group
+                yield network.conv1(features).chunk(2, dim=1)[0][0].float().cpu()
 
 
-def _in_pairs(items: Tensor, started: bool, size: int) -> Iterator[Tensor]:
+def _alike(part: Tensor, vae: VAE) -> Tensor:
+    """A batch of one where the network is, in one memory order for all: convolutions round differently in another."""
+    return part[None].to(vae.device, vae.vae_dtype).contiguous()
+
+
+def _in_groups(items: Tensor, started: bool, size: int, name: str) -> Iterator[Tensor]:
     """The first of all alone, then `size` at a time; ValueError for a rest that the network could not go on from."""
-    if not started:
-        yield items[:1]
-        items = items[1:]
+    first = items[: 0 if started else 1]
+    items = items[len(first) :]
     if len(items) % size:
-        raise ValueError(f"{len(items)} at a time can't be streamed through the Wan VAE; make it a multiple of {size}")
-    yield from items.split(size) if len(items) else ()
+        before = "" if started else " after the first one"
+        raise ValueError(
+            f"{len(items)} {name}{before} can't be streamed through the Wan VAE; make it a multiple of {size}"
+        )
+    yield from (group for group in (*first.split(1), *items.split(size)) if len(group))
 
 
 def load(vae: VAE, size: tuple[int, int]) -> None:
@@ -133,7 +142,7 @@ def rebuild(vae: VAE, photo: Tensor, primed: int, count: int, latents: Callable[
             advance(vae, latents(primed), stream)
         return stream
     stream = fresh(vae)
-    parts = list(_in_pairs(latents(start).movedim(1, 0), started=False, size=PAIR))
+    parts = list(_in_groups(latents(start).movedim(1, 0), False, PAIR, "latents"))
     before, last = parts[:-groups], parts[-groups:]
     for part in before:
         *_earlier, frames = decode(vae, part.movedim(0, 1), stream)
