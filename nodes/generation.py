@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import GraphBuilder, is_link
 from node_helpers import conditioning_set_values
 
-from ..lyra_core import camera_files, schedules, world_files
+from ..lyra_core import camera_files, world_files
 from ..lyra_core import world as worlds
 from ..lyra_core.depth_alignment import ALIGNMENTS
 from ..lyra_core.framepack import LYRA2
@@ -20,6 +20,7 @@ from ..lyra_core.history import History
 from ..lyra_core.models import generation
 from ..lyra_core.models.lyra2_host import conditioning
 from . import types
+from .sampling import full_schedule_inputs, seed_input
 from .world import warn_of_a_gap
 
 IN_THE_MODEL = "already in the model"
@@ -105,64 +106,10 @@ class ChunkConditioning(io.ComfyNode):
         return io.NodeOutput(*both, {"samples": torch.zeros(1, *history.history.warped.shape)})
 
 
-class ChunkNoise:
-    """The reference's noise, of the same numbers on every machine; each chunk has its own seed."""
-
-    def __init__(self, seed: int):
-        self.seed = seed
-
-    def generate_noise(self, latent: dict) -> torch.Tensor:
-        return schedules.initial_noise(tuple(latent["samples"].shape), self.seed)
-
-
-def _seed_input():
-    return io.Int.Input(
-        "seed",
-        default=1,
-        min=0,
-        max=2**32 - 100_001,
-        control_after_generate=True,
-        tooltip="Chunk number c of a world uses seed + c. The same seed gives the same world.",
-    )
-
-
-class Noise(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="Lyra2Noise",
-            display_name="Lyra 2 Noise",
-            category=types.CATEGORY,
-            description="The Lyra 2 reference's noise for a chunk: its seed is the world's plus the chunk's number.",
-            inputs=[types.History.Input("history", tooltip="Whose chunk it is."), _seed_input()],
-            outputs=[io.Noise.Output(display_name="noise")],
-        )
-
-    @classmethod
-    def execute(cls, history, seed) -> io.NodeOutput:
-        return io.NodeOutput(ChunkNoise(seed + history.chunk))
-
-
 def _quality_input():
-    full = [
-        io.Int.Input("steps", default=35, min=1, max=1000, tooltip="The reference walks with 35, zooms with 50."),
-        io.Float.Input(
-            "cfg",
-            default=5.0,
-            min=1.0,
-            max=30.0,
-            step=0.1,
-            tooltip="How strictly the prompt is followed. 1: no negative.",
-        ),
-        io.Float.Input(
-            "shift",
-            default=schedules.SHIFT,
-            min=0.01,
-            max=100.0,
-            step=0.1,
-            tooltip="Higher spends more steps on the composition, fewer on details.",
-        ),
-    ]
+    cfg = io.Float.Input(
+        "cfg", default=5.0, min=1.0, max=30.0, step=0.1, tooltip="How strictly the prompt is followed. 1: no negative."
+    )
     dmd = [
         io.Combo.Input(
             "dmd_lora",
@@ -172,7 +119,7 @@ def _quality_input():
     ]
     return io.DynamicCombo.Input(
         "quality",
-        options=[io.DynamicCombo.Option("full", full), io.DynamicCombo.Option("DMD", dmd)],
+        options=[io.DynamicCombo.Option("full", [*full_schedule_inputs(), cfg]), io.DynamicCombo.Option("DMD", dmd)],
         tooltip="full: the reference's solver and schedule (needs diffusers). DMD: four steps without negative prompt.",
     )
 
@@ -193,7 +140,7 @@ class SampleChunk(io.ComfyNode):
                 io.Conditioning.Input("positive", raw_link=True, tooltip="What the chunk shows."),
                 io.Conditioning.Input("negative", raw_link=True, tooltip="What it should not look like."),
                 _quality_input(),
-                _seed_input(),
+                seed_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )
@@ -319,7 +266,7 @@ class Explore(io.ComfyNode):
                 ),
                 io.String.Input("negative", default="", multiline=True, tooltip="What it should not look like."),
                 _quality_input(),
-                _seed_input(),
+                seed_input(),
                 io.Int.Input(
                     "first_chunk",
                     default=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io
 
 from ..lyra_core import schedules
@@ -9,26 +10,41 @@ from ..lyra_core.models.sampling import UniPC
 from . import types
 
 
+def full_schedule_inputs() -> list:
+    """Widgets of the full-quality schedule."""
+    return [
+        io.Int.Input(
+            "steps",
+            default=35,
+            min=1,
+            max=1000,
+            tooltip="More steps, finer details, more time. The reference walks with 35 and zooms with 50.",
+        ),
+        io.Float.Input(
+            "shift",
+            default=schedules.SHIFT,
+            min=0.01,
+            max=100.0,
+            step=0.1,
+            tooltip="Higher spends more steps on the composition, fewer on details. Lyra 2 was trained with 5.",
+        ),
+    ]
+
+
+def seed_input():
+    return io.Int.Input(
+        "seed",
+        default=1,
+        min=0,
+        max=2**32 - 100_001,
+        control_after_generate=True,
+        tooltip="Chunk number c of a world uses seed + c. The same seed gives the same world.",
+    )
+
+
 class Sigmas(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        full = [
-            io.Int.Input(
-                "steps",
-                default=35,
-                min=1,
-                max=1000,
-                tooltip="More steps, finer details, more time. The reference walks with 35 and zooms with 50.",
-            ),
-            io.Float.Input(
-                "shift",
-                default=schedules.SHIFT,
-                min=0.01,
-                max=100.0,
-                step=0.1,
-                tooltip="Higher spends more steps on the composition, fewer on details. Lyra 2 was trained with 5.",
-            ),
-        ]
         return io.Schema(
             node_id="Lyra2Sigmas",
             display_name="Lyra 2 Sigmas",
@@ -38,7 +54,7 @@ class Sigmas(io.ComfyNode):
             inputs=[
                 io.DynamicCombo.Input(
                     "schedule",
-                    options=[io.DynamicCombo.Option("full", full), io.DynamicCombo.Option("DMD", [])],
+                    options=[io.DynamicCombo.Option("full", full_schedule_inputs()), io.DynamicCombo.Option("DMD", [])],
                     tooltip="full quality, or the four steps of the distilled model.",
                 ),
             ],
@@ -68,3 +84,30 @@ class UniPCSampler(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(UniPC())
+
+
+class ChunkNoise:
+    """The reference's noise, of the same numbers on every machine; each chunk has its own seed."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def generate_noise(self, latent: dict) -> torch.Tensor:
+        return schedules.initial_noise(tuple(latent["samples"].shape), self.seed)
+
+
+class Noise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2Noise",
+            display_name="Lyra 2 Noise",
+            category=types.CATEGORY,
+            description="The Lyra 2 reference's noise for a chunk: its seed is the world's plus the chunk's number.",
+            inputs=[types.History.Input("history", tooltip="Whose chunk it is."), seed_input()],
+            outputs=[io.Noise.Output(display_name="noise")],
+        )
+
+    @classmethod
+    def execute(cls, history, seed) -> io.NodeOutput:
+        return io.NodeOutput(ChunkNoise(seed + history.chunk))
