@@ -318,3 +318,24 @@ def test_the_host_is_asked_for_room_for_the_latents_of_one_step(sv, vae, monkeyp
     ((models,), options) = asked[0]
     assert models == [vae.patcher]
     assert options["memory_required"] >= vae.memory_used_decode((1, 16, 2, 60, 104), vae.vae_dtype)
+
+
+def test_between_chunks_the_features_wait_where_the_host_keeps_results(sv, vae, monkeypatch):
+    """On the GPU they would be in the transformer's way."""
+    import comfy.model_management
+
+    moved = []
+    monkeypatch.setattr(comfy.model_management, "intermediate_device", lambda: "kept here")
+    monkeypatch.setattr(sv.Stream, "to", lambda self, device: moved.append(str(device)))
+    _history, stream = sv.prime(vae, torch.zeros(16, 16, 3), 3)
+    assert moved == ["kept here"]
+    sv.advance(vae, torch.zeros(16, 2, 2, 2), stream)
+    assert moved == ["kept here", str(vae.device), "kept here"]
+
+
+def test_all_features_of_a_stream_move_together(sv, vae):
+    _history, stream = sv.prime(vae, torch.zeros(16, 16, 3), 3)
+    before = [part for part in (*stream.decoder, *stream.encoder) if isinstance(part, torch.Tensor)]
+    stream.to("meta")
+    after = [part for part in (*stream.decoder, *stream.encoder) if isinstance(part, torch.Tensor)]
+    assert len(after) == len(before) > 20 and all(part.is_meta for part in after)

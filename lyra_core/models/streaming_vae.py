@@ -32,6 +32,11 @@ class Stream:
     encoder: list = field(default_factory=list)
     network: Callable[[], WanVAE | None] = lambda: None  # whose it is, if that still exists
 
+    def to(self, device) -> None:
+        """Move the features: they are gigabytes that the host knows nothing of, while the transformer wants its memory."""
+        for features in (self.decoder, self.encoder):
+            features[:] = (part.to(device) if isinstance(part, Tensor) else part for part in features)
+
 
 def network_of(vae: VAE) -> WanVAE:
     """The causal network; ValueError for a VAE of another family."""
@@ -90,8 +95,8 @@ def _in_groups(items: Tensor, started: bool, size: int, name: str) -> Iterator[T
 
 
 def load(vae: VAE, size: tuple[int, int]) -> None:
-    """Have the host put the VAE on its device, with room for two latents of (h, w) and what they need."""
-    memory = vae.memory_used_decode((1, 16, 1 + PAIR, *size), vae.vae_dtype)
+    """Have the host put the VAE on its device, with room for a stream of latents of (h, w): as much as for any video."""
+    memory = vae.memory_used_decode((1, 16, 1 + 2 * PAIR, *size), vae.vae_dtype)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)
 
 
@@ -110,6 +115,7 @@ def prime(vae: VAE, photo: Tensor, latents: int) -> tuple[Tensor, Stream]:
     history = torch.cat(list(encode(vae, still, stream)), 1)
     for _frames in decode(vae, history, stream):
         pass  # only for the caches
+    stream.to(comfy.model_management.intermediate_device())
     return history, stream
 
 
@@ -121,9 +127,11 @@ def advance(
     `on_frames` gets the frames (8, H, W, 3) in -1 .. 1, not clamped, as they come.
     """
     remembered = []
+    stream.to(vae.device)
     for frames in decode(vae, latents, stream):
         on_frames(frames)
         remembered += encode(vae, frames, stream)
+    stream.to(comfy.model_management.intermediate_device())
     return torch.cat(remembered, 1)
 
 
