@@ -88,7 +88,8 @@ class ModelFile:
 #   Nobody here could list the repository itself, hence "layout not verified".
 # - Comfy-Org's repositories and paths: the workflow templates that ship with ComfyUI 0.30.0, except Depth Anything 3
 #   metric, which docs.comfy.org names.
-# - Sizes: several users' download lists agree on each, to the byte. That of lyra2 is counted from its 1435 weights.
+# - Sizes: users' download lists, of which several agree to the byte, but for moge, da3-metric and qwen3-vl-8b, which rest on
+#   one. That of lyra2 is counted from its 1435 weights. The hub's own numbers are checked at download.
 MODELS = (
     ModelFile(
         name="lyra2",
