@@ -223,14 +223,14 @@ def camera_scale(cameras: Cameras, predicted: Cameras | None) -> tuple[float, fl
     source, target = (np.asarray(c.centers.double().cpu()) for c in (cameras, predicted))
     if source.var(0).sum() < STILL:
         raise ValueError(f"the {len(source)} cameras stand still (their centres vary by {source.var(0).sum():.2g})")
-    fit = _robust_similarity(source, target) if len(source) >= RANSAC_VIEWS else _similarity(source, target)
+    fit = _robust_similarity(source, target) if len(source) >= RANSAC_VIEWS else similarity(source, target)
     if fit[0] < LEAST:
         raise ValueError(f"the estimator sees no movement in {len(source)} frames of a moving camera")
     apart = float(np.sqrt(target.var(0).sum()))
     return fit[0], float(_distances(fit, source, target).mean()) / apart
 
 
-def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """Umeyama's scale, rotation (3, 3) and translation (3,): least squares of target ~ scale R source + t."""
     middle, goal = source.mean(0), target.mean(0)
     left, strengths, right = np.linalg.svd((target - goal).T @ (source - middle) / len(source))
@@ -247,20 +247,20 @@ def _distances(fit, source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 def _robust_similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """The fit to the views that agree best, found by fitting random halves, always the same ones, as Depth Anything 3."""
-    scale, R, t = _similarity(source, target)
+    scale, R, t = similarity(source, target)
     across = np.linalg.norm((scale * source @ R.T + t)[:, None] - target, axis=2)
     limit = np.median(across.min(1))
     random = np.random.default_rng(RANSAC_SEED)
     best, fit, agreeing = (-1, -np.inf), None, None
     for _ in range(RANSAC_ROUNDS):
         some = random.choice(len(source), size=max(3, (len(source) + 1) // 2), replace=False)
-        tried = _similarity(source[some], target[some])
+        tried = similarity(source[some], target[some])
         distances = _distances(tried, source, target)
         close = distances <= limit
         score = (int(close.sum()), -distances[close].mean() if close.any() else -np.inf)
         if score > best:
             best, fit, agreeing = score, tried, close
-    return _similarity(source[agreeing], target[agreeing]) if best[0] >= 3 else fit
+    return similarity(source[agreeing], target[agreeing]) if best[0] >= 3 else fit
 
 
 def moved_apart(cameras: Cameras) -> Cameras:

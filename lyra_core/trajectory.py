@@ -136,11 +136,11 @@ def retime(cameras: Cameras, frames: int, by: str = "time", scale: float | None 
     if len(cameras) == 1 or frames == 1:
         return cameras[[0] * frames]
     if by == "time":
-        return _between(cameras, torch.linspace(0, len(cameras) - 1, frames, dtype=torch.float64))
-    return _between(cameras, even_index(motion(cameras.c2w.cpu(), by, scale), frames))
+        return between(cameras, torch.linspace(0, len(cameras) - 1, frames, dtype=torch.float64))
+    return between(cameras, even_index(motion(cameras.c2w.cpu(), by, scale), frames))
 
 
-def _between(cameras: Cameras, index: Tensor) -> Cameras:
+def between(cameras: Cameras, index: Tensor) -> Cameras:
     """Cameras at fractional indices (T,): centres and intrinsics on the straight line, rotations on the arc."""
     index = index.to(cameras.w2c.device)
     before = index.floor().long().clamp(0, len(cameras) - 1)
@@ -213,7 +213,7 @@ def guard(cameras: Cameras, points: Tensor, clearance: float, how: str = "shorte
     if end >= frames - 1:
         return cameras, GuardReport(frames, 1.0, float(gaps.min()), int(gaps.argmin()), False)
     index = torch.arange(frames, dtype=torch.float64)
-    guarded = _between(cameras, index.clamp(max=end) if how == "hold" else index * (end / (frames - 1)))
+    guarded = between(cameras, index.clamp(max=end) if how == "hold" else index * (end / (frames - 1)))
     steps = centers.diff(dim=0).norm(dim=1)
     whole = int(end)
     fraction = float((steps[:whole].sum() + (end - whole) * steps[whole]) / steps.sum())
