@@ -315,7 +315,7 @@ def test_one_view_far_off_does_not_count_from_ten_views_on():
 
 
 def test_the_similarity_is_the_least_squares_one():
-    from lyra_core.depth_alignment import _similarity
+    from lyra_core.depth_alignment import similarity
 
     random = np.random.default_rng(0)
     source = random.normal(size=(7, 3))
@@ -324,7 +324,7 @@ def test_the_similarity_is_the_least_squares_one():
     def residual(scale, R, t):
         return ((scale * source @ R.T + t - target) ** 2).sum()
 
-    scale, R, t = _similarity(source, target)
+    scale, R, t = similarity(source, target)
     np.testing.assert_allclose(R @ R.T, np.eye(3), atol=1e-12)
     best = residual(scale, R, t)
     for step in (1e-3, -1e-3):
@@ -335,10 +335,10 @@ def test_the_similarity_is_the_least_squares_one():
 
 
 def test_a_mirrored_path_is_turned_but_never_mirrored():
-    from lyra_core.depth_alignment import _similarity
+    from lyra_core.depth_alignment import similarity
 
     source = np.random.default_rng(1).normal(size=(8, 3))
-    scale, R, _ = _similarity(source, source * [1, 1, -1])
+    scale, R, _ = similarity(source, source * [1, 1, -1])
     assert np.linalg.det(R) == pytest.approx(1) and scale < 0.95
 
 

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation, Slerp
 from torch.testing import assert_close
 
 from lyra_core.camera import Cameras, pixel_grid, project, quaternion_to_rotation, to_corner_origin
-from lyra_core.depth_alignment import similarity
+from lyra_core.depth_alignment import similarity as umeyama
 from lyra_core.gaussian_adapter import LARGEST, from_head, nearest, on_grid, turned_sh
 from lyra_core.gaussians import Gaussians
 from lyra_core.recon import (
@@ -384,7 +384,7 @@ def test_the_reference_bends_a_straight_path_instead_of_failing(random):
     assert_close(found.points(given.centers), seen.centers, atol=1e-5, rtol=0)
     i = 2 * math.pi * np.arange(40)
     bend = 1e-6 * np.stack([np.sin(0.07 * i), np.cos(0.11 * i), np.sin(0.13 * i)], 1)
-    _, R, _ = similarity(given.centers.numpy() + bend, seen.centers.numpy() + bend)
+    _, R, _ = umeyama(given.centers.numpy() + bend, seen.centers.numpy() + bend)
     assert degrees_between(found.R, tensor(R)) < 0.1
 
 
@@ -590,7 +590,7 @@ def test_of_large_frames_so_many_points_take_part_and_no_more(random):
 def test_a_weighted_fit_is_the_plain_fit_of_so_many_copies(random):
     source, weights = random.normal(0, 1, (8, 3)), random.integers(0, 4, 8)
     target = source @ Rotation.random(random_state=2).as_matrix() + random.normal(0, 0.3, (8, 3))
-    scale, R, t = similarity(source.repeat(weights, 0), target.repeat(weights, 0))
+    scale, R, t = umeyama(source.repeat(weights, 0), target.repeat(weights, 0))
     assert_same_similarity(
         fit_points(tensor(source), tensor(target), tensor(weights)), Similarity(scale, tensor(R), tensor(t))
     )
