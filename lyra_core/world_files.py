@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from .memory import Keyframe, SpatialMemory
 from .world import Chunk, Latents, World
 
 MANIFEST = "world.json"
+READERS = 4  # chunks that are opened at once
 FORMAT, VERSION = "lyra-world", 2  # 2: latents and exact last frames
 
 
@@ -183,7 +186,8 @@ def load(folder: Path, chunks: int | None = None, branch: str = "") -> World:
             raise WorldFileError(f"{folder}: this branch has {len(chain) - 1} chunks; there is no state after {chunks}")
         chain = chain[: chunks + 1]
     size = tuple(manifest["size"])
-    parts = [_load_chunk(folder, entry, size) for entry in chain]
+    with ThreadPoolExecutor(READERS) as pool:  # most of the time goes into fresh memory for the masks
+        parts = list(pool.map(partial(_load_chunk, folder, size=size), chain))
     memory = SpatialMemory(tuple(k for _, keyframes in parts for k in keyframes))
     world = World(parts[0][0], tuple(chunk for chunk, _ in parts[1:]), memory)
     if world.keys != tuple(e.key for e in chain):
