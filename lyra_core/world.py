@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,12 +43,17 @@ class Chunk:
     """Frames that were generated together; the photo is a chunk of one."""
 
     frames: Tensor  # (F, H, W, 3) uint8
-    invented: Tensor  # (F, H, W) bool: not seen in the photo, made up
+    invented_bits: Tensor  # (F, H, W / 8) uint8: pixels not seen in the photo, made up; a bit each, as masks are large
     cameras: Cameras  # F
     prompt: str = ""
     settings: Mapping = field(default_factory=dict)  # what made it; plain JSON values
     newest: Tensor | None = None  # (H, W, 3) float32, -1 .. 1: the last frame before it was clamped and rounded
     latents: Latents | None = None  # of the video VAE; None for a chunk that was made without
+
+    @property
+    def invented(self) -> Tensor:
+        """(F, H, W) bool: pixels not seen in the photo, made up."""
+        return as_mask(self.invented_bits)
 
     @cached_property
     def key(self) -> str:
@@ -55,7 +61,7 @@ class Chunk:
         digest = hashlib.sha256(json.dumps([self.prompt, self.settings, self.cameras.size], sort_keys=True).encode())
         for tensor in (
             self.frames,
-            self.invented,
+            self.invented_bits,
             self.cameras.w2c,
             self.cameras.K,
             self.newest,
@@ -133,7 +139,7 @@ class World:
             return image, torch.zeros(image.shape[:2], dtype=torch.bool)
         for chunk in (self.first, *self.chunks):
             if index < len(chunk.frames):
-                return chunk.frames[index], chunk.invented[index]
+                return chunk.frames[index], as_mask(chunk.invented_bits[index])
             index -= len(chunk.frames)
         raise IndexError(f"this world has {len(self)} frames")
 
@@ -160,7 +166,7 @@ def begin(
         _check_view(picture, its_depth, its_camera, camera.size, f"view {number}" if views else "the photo")
     frame = to_uint8(image[None])
     seen, newest = torch.zeros(frame.shape[:3], dtype=torch.bool), image.detach().float().cpu() * 2 - 1
-    first = Chunk(frame, seen, camera.to("cpu"), prompt, {"generator": "photo"}, newest)
+    first = Chunk(frame, as_bits(seen), camera.to("cpu"), prompt, {"generator": "photo"}, newest)
     memory = SpatialMemory(
         (
             Keyframe(0, depth.cpu(), first.cameras),
@@ -202,6 +208,17 @@ def _check_view(image: Tensor, depth: Tensor, camera: Cameras, size: tuple[int, 
 def to_uint8(image: Tensor) -> Tensor:
     """0..1 floats as the bytes that are stored, rounded."""
     return (image.detach().float().cpu().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+
+
+def as_bits(mask: Tensor) -> Tensor:
+    """A mask (..., W) as bytes (..., W / 8); W is a multiple of 8."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=-1))
+
+
+def as_mask(bits: Tensor) -> Tensor:
+    """Bytes (..., W / 8) as the mask (..., W) that they stand for."""
+    flat = np.unpackbits(bits.contiguous().numpy().reshape(-1))  # along an axis numpy would take ten times as long
+    return torch.from_numpy(flat).view(torch.bool).view(*bits.shape[:-1], -1)
 
 
 def to_float(frames: Tensor) -> Tensor:
@@ -295,7 +312,7 @@ def append(
             )
         latent = (keyframe_latents or {}).get(frame)
         keyframes.append(Keyframe(frame, depth.cpu(), plan.target[frame - plan.first_frame].to("cpu"), latent=latent))
-    chunk = Chunk(frames, invented, plan.target.to("cpu"), prompt, dict(settings or {}), newest, latents)
+    chunk = Chunk(frames, as_bits(invented), plan.target.to("cpu"), prompt, dict(settings or {}), newest, latents)
     return World(world.first, (*world.chunks, chunk), world.memory.remember(*keyframes))
 
 

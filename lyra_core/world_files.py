@@ -13,12 +13,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
@@ -29,7 +26,6 @@ from .memory import Keyframe, SpatialMemory
 from .world import Chunk, Latents, World
 
 MANIFEST = "world.json"
-READERS = 4  # chunks that are opened at once
 FORMAT, VERSION = "lyra-world", 2  # 2: latents and exact last frames
 
 
@@ -112,7 +108,7 @@ def _tensors(world: World, index: int, chunk: Chunk) -> dict[str, Tensor]:
         "frames": chunk.frames,
         "w2c": chunk.cameras.w2c,
         "K": chunk.cameras.K,
-        "invented": torch.from_numpy(np.packbits(chunk.invented.numpy(), axis=-1)),
+        "invented": chunk.invented_bits,
     }
     if chunk.newest is not None:
         tensors["newest"] = chunk.newest
@@ -186,8 +182,7 @@ def load(folder: Path, chunks: int | None = None, branch: str = "") -> World:
             raise WorldFileError(f"{folder}: this branch has {len(chain) - 1} chunks; there is no state after {chunks}")
         chain = chain[: chunks + 1]
     size = tuple(manifest["size"])
-    with ThreadPoolExecutor(READERS) as pool:  # most of the time goes into fresh memory for the masks
-        parts = list(pool.map(partial(_load_chunk, folder, size=size), chain))
+    parts = [_load_chunk(folder, entry, size) for entry in chain]
     memory = SpatialMemory(tuple(k for _, keyframes in parts for k in keyframes))
     world = World(parts[0][0], tuple(chunk for chunk, _ in parts[1:]), memory)
     if world.keys != tuple(e.key for e in chain):
@@ -238,15 +233,15 @@ def _load_chunk(folder: Path, entry: Entry, size: tuple[int, int]) -> tuple[Chun
             raise WorldFileError(
                 f"{file}: expected {len(cameras)} frames of {size[1]}x{size[0]}, found {tuple(frames.shape)}"
             )
-        # rows are whole bytes, as sides are multiples of 16; along an axis numpy would take ten times as long
-        bits = np.unpackbits(found["invented"].numpy().reshape(-1)).reshape(len(cameras), *size)
-        invented = torch.from_numpy(bits).view(torch.bool)
+        bits = found["invented"]
+        if bits.dtype != torch.uint8 or bits.shape != (len(cameras), size[0], size[1] // 8):
+            raise WorldFileError(f"{file}: its mask of invented pixels is {tuple(bits.shape)}; restore it")
         keyframes = [_keyframe(found, int(name[6:]), cameras, size) for name in found if name.startswith("depth.")]
         parts = [found.get(f"latents.{name}") for name in Latents._fields]
     except (SafetensorError, KeyError, IndexError, RuntimeError) as problem:
         raise WorldFileError(f"{file} is damaged ({problem}); restore it, or load the chunks before it") from None
     latents = None if any(part is None for part in parts) else Latents(*parts)
-    chunk = Chunk(frames, invented, cameras, entry.prompt, entry.settings, found.get("newest"), latents)
+    chunk = Chunk(frames, bits, cameras, entry.prompt, entry.settings, found.get("newest"), latents)
     chunk.__dict__["key"] = entry.content  # what the property caches; hashing again would read every frame
     return chunk, sorted(keyframes, key=lambda k: (k.frame < 0, abs(k.frame)))
 

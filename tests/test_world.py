@@ -311,7 +311,7 @@ def test_whatever_differs_in_a_chunk_gives_another_key(there_and_back):
     chunk = there_and_back[1].chunks[0]
     others = [
         replace(chunk, frames=changed(chunk.frames, (3, 4, 5, 0), 7)),
-        replace(chunk, invented=~chunk.invented),
+        replace(chunk, invented_bits=~chunk.invented_bits),
         replace(chunk, prompt="elsewhere"),
         replace(chunk, settings={"seed": 1}),
         replace(chunk, cameras=replace(chunk.cameras, w2c=changed(chunk.cameras.w2c, (0, 0, 3), 9.0))),

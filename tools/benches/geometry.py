@@ -231,7 +231,7 @@ MARGIN = 64  # MiB by which the peak may differ between runs for reasons of the 
 
 
 def stored_mib(world: World) -> float:
-    tensors = [t for c in (world.first, *world.chunks) for t in (c.frames, c.invented)]
+    tensors = [t for c in (world.first, *world.chunks) for t in (c.frames, c.invented_bits)]
     tensors += [keyframe.depth for keyframe in world.memory.keyframes]
     return sum(t.numel() * t.element_size() for t in tensors) / 2**20
 

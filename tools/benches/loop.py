@@ -36,7 +36,7 @@ CONFIG = {
     "text_dim": 64,
 }
 FLAT, MARGIN = 1.05, 16  # the last chunk's peak against the second's; MiB by which an allocator differs from run to run
-LONG_SIZE, LONG, SECONDS = (240, 416), 40, 5.0  # a world with many chunks, and the time to go on with it
+LONG_SIZE, LONG, SECONDS = (480, 832), 40, 5.0  # a world with many chunks (5 GB while it runs), and the time to go on
 FULL_PIXELS, STORED = 480 * 832, 150.0  # a chunk of the usual size, MB on disk
 
 

@@ -24,7 +24,7 @@ from lyra_core.framepack import LYRA2
 from lyra_core.memory import Keyframe, SpatialMemory
 from lyra_core.models import generation, lyra2_host, streaming_vae
 from lyra_core.models.sampling import UniPC
-from lyra_core.world import CHUNK_FRAMES, Chunk, Latents, World, begin, plan, warped_views
+from lyra_core.world import CHUNK_FRAMES, Chunk, Latents, World, as_bits, begin, plan, warped_views
 
 from . import Check, Golden, furthest
 
@@ -150,7 +150,7 @@ class Run:
             frames = torch.zeros(*shape, 3, dtype=torch.uint8)
             newest = sofar[(chunk + 1) * CHUNK_FRAMES // 8]
             seen, settings = torch.zeros(shape, dtype=torch.bool), {"chunk": chunk}
-            made.append(Chunk(frames, seen, self.target(chunk), "", settings, newest, latents))
+            made.append(Chunk(frames, as_bits(seen), self.target(chunk), "", settings, newest, latents))
             for frame in range(1 + chunk * CHUNK_FRAMES, 1 + (chunk + 1) * CHUNK_FRAMES):
                 if frame % 8 == 0 and frame in ids:
                     depth = self.arrays["cache_depth_fullres"][ids.index(frame)]
