@@ -181,6 +181,11 @@ def prune(gaussians: Gaussians, min_opacity: float = 0.0, max_scale: float = flo
     return gaussians.select(keep)
 
 
+def faintest(opacities: Tensor, share: float) -> float:
+    """The opacity from which on gaussians are kept when the faintest `share` of them, 0..1, goes; opacities (N,)."""
+    return float(opacities.kthvalue(min(max(int(len(opacities) * share), 1), len(opacities))).values)
+
+
 def voxel_reduce(gaussians: Gaussians, voxel: float) -> Gaussians:
     """One gaussian per cube of side `voxel` (scene units): opacity-weighted means, and the spread of all that were in it."""
     if not voxel > 0:

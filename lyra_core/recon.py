@@ -65,6 +65,9 @@ class Similarity:
         )
 
 
+UNMOVED = Similarity(1.0, torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
+
+
 def _array(values: Tensor) -> np.ndarray:
     return values.detach().cpu().double().numpy()
 

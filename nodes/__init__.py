@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..lyra_core.models import lyra2_host
-from . import caption, checkpoint, depth, depth_estimator, generation, sampling, splat, trajectory, world
+from ..lyra_core.models import da3_gaussians, lyra2_host
+from . import (
+    caption,
+    checkpoint,
+    depth,
+    depth_estimator,
+    export,
+    generation,
+    mesh,
+    reconstruct,
+    sampling,
+    splat,
+    trajectory,
+    world,
+)
 
 
 class LyraExtension(ComfyExtension):
     async def on_load(self) -> None:
         lyra2_host.register()
+        da3_gaussians.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -41,6 +55,10 @@ class LyraExtension(ComfyExtension):
             generation.AppendChunk,
             generation.Explore,
             generation.ExploreChunk,
+            reconstruct.LoadReconstructor,
+            reconstruct.Reconstruct,
             splat.WorldGaussians,
             splat.RenderSplat,
+            mesh.WorldMesh,
+            export.ExportWorld,
         ]

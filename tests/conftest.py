@@ -64,9 +64,10 @@ def comfy_host(tmp_path_factory) -> Path:
     for folder in ("input", "output", "temp", "models/diffusion_models", "models/loras"):
         (base / folder).mkdir(parents=True)
     load_tool("host").boot(base)
-    from lyra_core.models import lyra2_host
+    from lyra_core.models import da3_gaussians, lyra2_host
 
     lyra2_host.register()
+    da3_gaussians.register()
     return base
 
 

@@ -265,7 +265,7 @@ def test_one_frame_has_depth_and_no_camera(estimators, da3):
 
 def test_cameras_that_the_network_can_not_decode_are_none(estimators, da3, caplog):
     broken = {"extrinsics": torch.full((1, 2, 3, 4), math.nan), "intrinsics": torch.eye(3).expand(1, 2, 3, 3)}
-    assert estimators._predicted(broken, (70, 98), SIZE) is None
+    assert estimators.predicted_cameras(broken, (70, 98), SIZE) is None
     assert "no cameras for these 2 frames" in caplog.text
 
 

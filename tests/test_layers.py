@@ -28,11 +28,14 @@ MAY_IMPORT = {
     "path_picture": {"camera"},
     "surface": {"camera"},
     "splat_files": {"gaussians"},
+    "usd_files": {"camera", "gaussians", "splat_files", "surface"},
+    "bundle": {"camera", "camera_files", "gaussians"},
     "rasterize": {"camera", "gaussians"},
     "camera_files": {"camera", "camera_path", "trajectory"},
     "correspondence": {"camera", "warp", "framepack", "history", "memory"},
     "gaussian_adapter": {"camera", "gaussians"},
     "recon": {"camera", "depth_alignment", "gaussian_adapter", "gaussians", "trajectory"},
+    "reconstruct": {"camera", "gaussian_adapter", "gaussians", "recon"},
     "world": {"camera", "memory", "framepack", "warp"},
     "world_files": {"camera", "memory", "world"},
     "caption": {"camera", "memory", "warp", "world"},
@@ -40,8 +43,8 @@ MAY_IMPORT = {
     "depth_alignment": {"camera", "depth", "memory", "warp"},
 }
 THIRD_PARTIES = {"torch", "numpy", "scipy", "safetensors"}
-EXTRA = {"path_picture": {"PIL"}}  # it draws, and draws with what the host has anyway
-OPTIONAL = {"gsplat"}  # only inside the function that needs it
+EXTRA = {"path_picture": {"PIL"}, "bundle": {"PIL"}}  # they make pictures, with what the host has anyway
+OPTIONAL = {"fast_simplification", "gsplat", "pxr"}  # only inside the function that needs it
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:

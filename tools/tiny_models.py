@@ -131,6 +131,74 @@ def _clip_weights(kind: str, config: str, seed: int) -> dict[str, Tensor]:
     return tiled_weights({key: tuple(weight.shape) for key, weight in network.state_dict().items()}, seed)
 
 
+# the host's names of Depth Anything 3's backbone, and the published ones
+PUBLISHED = (
+    ("embeddings.cls_token", "cls_token"),
+    ("embeddings.camera_token", "camera_token"),
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+    ("encoder.layer", "blocks"),
+    ("attention.output.dense", "attn.proj"),
+    ("attention.q_norm", "attn.q_norm"),
+    ("attention.k_norm", "attn.k_norm"),
+    ("layer_scale1.lambda1", "ls1.gamma"),
+    ("layer_scale2.lambda1", "ls2.gamma"),
+    ("mlp.weights_in", "mlp.w12"),
+    ("mlp.weights_out", "mlp.w3"),
+    ("layernorm", "norm"),
+)
+DA3_GAUSSIANS = {
+    "width": 384,  # the least that the host knows
+    "depth": 12,
+    "heads": 6,
+    "alt_start": 4,
+    "patches": 5,
+    "swiglu": True,
+    "layers": (5, 7, 9, 11),
+    "depth_head": (16, (16, 16, 16, 16)),
+    "gaussian_head": (16, (8, 16, 16, 24)),
+}
+
+
+def da3_gaussians_weights(seed: int = 5, config: Mapping = DA3_GAUSSIANS) -> dict[str, Tensor]:
+    """Depth Anything 3 with a Gaussian head, by the host's names; heads that say little, so that depth is near 1."""
+    from lyra_core.models import da3_gaussians
+
+    weights = dict(random_weights(da3_gaussians.weight_shapes(config), seed))
+    for name, weight in weights.items():
+        if name.endswith("lambda1") or name.endswith("gamma"):
+            weight.fill_(0.2)
+        elif ".output_conv2." in name or name.startswith("cam_dec.fc_"):
+            weight.mul_(0.3)
+    weights["cam_dec.fc_qvec.bias"] = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    weights["cam_dec.fc_fov.0.bias"] = torch.tensor([0.8, 1.2])
+    return weights
+
+
+def published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same under the names of the published files, without any prefix."""
+    named = {}
+    for name, weight in weights.items():
+        if ".attention.attention." in name:
+            if ".query." not in name:
+                continue
+            weight = torch.cat([weights[name.replace("query", part)] for part in ("query", "key", "value")])
+            name = name.replace("attention.attention.query", "attn.qkv")
+        if name.startswith("backbone."):
+            name = name.removeprefix("backbone")
+            for host, theirs in PUBLISHED:
+                name = name.replace(f".{host}", f".{theirs}")
+            name = f"backbone.pretrained{name}"
+        named[name] = weight
+    return named
+
+
+def write_da3_gaussians(path: Path, seed: int = 5) -> Path:
+    """The nested model as it was published: this network under da3., and a metric branch that does not matter."""
+    nested = {f"model.da3.{name}": weight for name, weight in published(da3_gaussians_weights(seed)).items()}
+    return _write(path, {**nested, "model.da3_metric.backbone.pretrained.cls_token": torch.zeros(1, 1, 4)})
+
+
 def write_da3(path: Path, seed: int = 4) -> Path:
     """A Depth Anything 3 for single pictures: Small's backbone under a tiny head."""
     from comfy.ldm.depth_anything_3.model import DepthAnything3Net

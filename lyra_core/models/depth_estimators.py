@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.model_management as management
 import torch
@@ -21,12 +20,11 @@ from torch import Tensor
 from ..camera import Cameras, from_normalized
 from ..depth_alignment import Estimate, stretched, to_one_scale
 from ..preview import continued
+from ..recon import seen_from_first
+from .da3_gaussians import CAMERA_HEADS, Da3Gaussians, OnStep
 
 log = logging.getLogger(__name__)
 
-OnStep = Callable[[int, int], None]
-CAMERA_HEADS = 16  # of Depth Anything 3's camera encoder at every size; the host builds it with others
-NEAREST_BASELINE = 0.1  # scene units by which camera paths are divided at least, before they are shown to the network
 SKY = 0.3  # probability from which on the reference takes a pixel for sky
 SKIES = ("unknown", "far")
 FARTHEST_SKY = 200.0
@@ -77,10 +75,12 @@ class Da3Estimator:
         management.load_models_gpu([model], memory_required=_memory(network, pixels if together else pixels[:1]))
         if together:
             _step(on_step, 0, 1)
-            conditions = _camera_conditions(cameras, tuple(pixels.shape[2:])) if self.conditioned else {}
+            conditions = camera_conditions(cameras, tuple(pixels.shape[2:])) if self.conditioned else {}
             found = _run(model, pixels[None], conditions)
             _step(on_step, 1, 1)
-            return Estimate(self._depth(found, cameras.size), _predicted(found, tuple(pixels.shape[2:]), cameras.size))
+            return Estimate(
+                self._depth(found, cameras.size), predicted_cameras(found, tuple(pixels.shape[2:]), cameras.size)
+            )
         depths = []
         for done, picture in enumerate(pixels):
             _step(on_step, done, len(pixels))
@@ -106,7 +106,10 @@ def _memory(network, pixels: Tensor) -> int:
     """Bytes that looking at pixels (F, 3, h, w) takes: one number per pixel and channel of the backbone.
 
     Measured on Small in float32: 1300 bytes per pixel where this says 1536, whatever the width of the depth head.
+    A network with heads that look at a few frames at a time knows better.
     """
+    if isinstance(network, Da3Gaussians):
+        return network.memory(len(pixels), *pixels.shape[2:], down_ratio=0)
     width = network.backbone.embeddings.cls_token.shape[-1]
     return pixels[:, 0].numel() * width * (network.dtype or torch.float32).itemsize
 
@@ -126,15 +129,13 @@ def _with_camera_heads(model: ModelPatcher) -> ModelPatcher:
     return model
 
 
-def _camera_conditions(cameras: Cameras, size: tuple[int, int]) -> dict[str, Tensor]:
+def camera_conditions(cameras: Cameras, size: tuple[int, int]) -> dict[str, Tensor]:
     """Cameras as the network was trained with: seen from the first, at a median distance of 1, K at its picture size."""
-    w2c = cameras.w2c.float() @ torch.linalg.inv(cameras.w2c[:1].float())
-    far = Cameras(w2c, cameras.K, cameras.size).centers.norm(dim=1).median().clamp_min(NEAREST_BASELINE)
-    w2c[:, :3, 3] /= far
-    return {"extrinsics": w2c[None], "intrinsics": cameras.resized(size).K[None].float()}
+    seen = seen_from_first(replace(cameras, w2c=cameras.w2c.float())).resized(size)
+    return {"extrinsics": seen.w2c[None], "intrinsics": seen.K[None].float()}
 
 
-def _predicted(found: dict[str, Tensor], seen: tuple[int, int], size: tuple[int, int]) -> Cameras | None:
+def predicted_cameras(found: dict[str, Tensor], seen: tuple[int, int], size: tuple[int, int]) -> Cameras | None:
     """The cameras that the network believes in, for frames of `size`; its K is for pictures of size `seen`."""
     if "extrinsics" not in found:
         return None

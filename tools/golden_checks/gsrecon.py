@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from lyra_core import gaussian_adapter, recon
+from lyra_core import gaussian_adapter, recon, reconstruct
 from lyra_core.camera import Cameras, from_corner_origin
 from lyra_core.gaussians import Gaussians
 
-from . import Check, Golden, furthest, relative
+from . import Check, Golden, furthest, gsrecon_network, relative
+from .ply import check_ply
 
 LIMIT = 1e-5  # relative to the largest value
 ANY_SIZE = (1, 1)  # of pictures where only the poses count
@@ -151,10 +151,18 @@ def check_ownership(golden: Golden) -> Iterator[Check]:
         yield Check(str(owner), "wrong_gaussians", float((found != mask).sum()), 0)
 
 
-def check_ply(golden: Golden) -> Iterator[Check]:
-    from .ply import check_ply
-
-    return check_ply(golden)
+def check_metres(golden: Golden) -> Iterator[Check]:
+    arrays = golden.arrays
+    depth, confidence, metric, sky = (arrays[key][0] for key in ("depth", "depth_conf", "metric_depth_raw", "sky"))
+    cameras = cameras_of(arrays["w2c34"][0], arrays["K"][0], tuple(depth.shape[1:]))
+    found, scale = reconstruct.in_metres(reconstruct.Views(depth, confidence, cameras), metric, sky)
+    for key, value, expected in (
+        ("depth", found.depth, arrays["out_depth"][0]),
+        ("confidence", found.confidence, arrays["out_conf"][0]),
+        ("w2c", found.cameras.w2c[:, :3], arrays["out_w2c34"][0]),
+        ("scale", torch.tensor(scale, dtype=torch.float64), arrays["scale_factor"]),
+    ):
+        yield Check("*", key, relative(value, expected), LIMIT)
 
 
 CHECKS = {
@@ -167,11 +175,12 @@ CHECKS = {
     "chunk_sampling": check_chunk_sampling,
     "chunk_sim3": check_chunk_fit,
     "ownership": check_ownership,
+    "nested_metric": check_metres,
+    "ply": check_ply,
+    **gsrecon_network.CHECKS,
 }
 
 
 def check_for(golden: Golden) -> Callable[[Golden], Iterator[Check]] | None:
-    """By how the name begins; files that need the network have no check yet."""
-    if golden.name.startswith("ply"):
-        return check_ply if find_spec(f"{__package__}.ply") else None
+    """By how the name begins."""
     return next((check for name, check in CHECKS.items() if golden.name.startswith(name)), None)

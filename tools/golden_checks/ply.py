@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lyra_core.gaussians import Gaussians, prune
+from lyra_core.gaussians import Gaussians, faintest, prune
+from lyra_core.reconstruct import inside_border
 from lyra_core.splat_files import load_ply, save_ply
 
 from . import Check, Golden, furthest
@@ -42,12 +43,15 @@ def check_writer(golden: Golden) -> Iterator[Check]:
     every = torch.ones_like(border)
     # the 30 isn't in the file, but no other whole percentage leaves as many as its mask has
     for case, among, percent, mask in (("op20", every, 20, masks[0]), ("both", border, 30, masks[1])):
-        kept = prune(whole.select(among), min_opacity=faintest(whole.opacities[among], percent))
+        kept = prune(whole.select(among), min_opacity=faintest(whole.opacities[among], percent / 100))
         missed = furthest(kept.means, whole.means[mask]) if len(kept) == int(mask.sum()) else math.inf
         yield Check(case, "wrong_gaussians", missed, 0)
         if case == "op20":
             yield Check("b", "wrong_count", float(abs(len(kept) - int(arrays["count_b"]))), 0)
-    yield Check("border", skip="the trim belongs to the reconstruction's pixel grid, not to files")
+    # two pixels of depth make one gaussian of these files
+    inside = inside_border((arrays["depth"].shape[1] // 2, arrays["depth"].shape[2] // 2))
+    trimmed = inside.flatten().repeat(len(arrays["depth"]))
+    yield Check("border", "wrong_gaussians", furthest(trimmed.float(), border.float()), 0)
     yield Check("sha_b", skip="a hash of logarithms, whose last digits differ between libraries; the rows of a compare")
     yield Check("sha_c", skip="the file doesn't say which gaussians it kept, and a hash of logarithms like sha_b")
 
@@ -86,8 +90,3 @@ def rows_of(content: bytes) -> Tensor:
     """(N, P) of a PLY that has float32 properties only."""
     header, _, rows = content.partition(END)
     return torch.from_numpy(np.frombuffer(rows, "<f4").reshape(-1, header.count(b"property float")).copy())
-
-
-def faintest(opacities: Tensor, percent: int) -> float:
-    """The opacity from which the reference keeps gaussians when it prunes `percent` of them: a k-th smallest."""
-    return float(opacities.kthvalue(max(1, len(opacities) * percent // 100)).values)
