@@ -337,7 +337,7 @@ def _ranged(file: Path, name: str, dtype: torch.dtype | None, shape: tuple[int, 
 
 
 def _pickled(file: Path) -> list[Entry]:
-    """What torch.save wrote: a dictionary of tensors, or one under "state_dict" or "model"."""
+    """What torch.save wrote: a dictionary of tensors, or one under "state_dict", "module" or "model"."""
     records = _records(file)
     try:
         # fake tensors know where they lie in the file; BytesIO is how TransformerEngine may save its state
@@ -348,7 +348,7 @@ def _pickled(file: Path) -> list[Entry]:
             f"{file} can't be read as a dictionary of tensors, and nothing else in it will be run; "
             f"save only the state_dict: {problem}"
         ) from None
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "module", "model"):
         if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
             tensors = tensors[key]
     if not isinstance(tensors, dict):
