@@ -22,6 +22,7 @@ FOOTPRINT = 0.5         # standard deviation in pixels: 95 % closed from half as
 THICKNESS = 0.1         # across the surface, relative to the pixel's footprint: flat, but never singular
 LONGEST = 6.0           # stretch at grazing angles, in footprints; beyond it depth noise would make needles
 EDGE = 0.05             # relative depth jump between neighbouring pixels that is an edge, not a slope
+FINER = 1.01            # by how much a voxel may be larger than it must
 OPACITY = 0.98          # of a measured surface: neighbours overlap, so the surface itself is closed
 
 
@@ -186,6 +187,29 @@ def faintest(opacities: Tensor, share: float) -> float:
     return float(opacities.kthvalue(min(max(int(len(opacities) * share), 1), len(opacities))).values)
 
 
+def without_outliers(gaussians: Gaussians, times: float) -> Gaussians:
+    """Without those more than `times` as far from the scene's middle as half of them are; the middle is their median."""
+    if not times > 1:
+        raise ValueError(f"{times} times the median distance would leave less than half of the gaussians; give above 1")
+    distances = (gaussians.means - gaussians.means.median(0).values).norm(dim=1)
+    return gaussians.select(distances <= times * distances.median())
+
+
+def at_most(gaussians: Gaussians, count: int) -> Gaussians:
+    """`voxel_reduce` by the smallest voxels that leave `count` or fewer, to 2 %; unchanged if there are no more."""
+    if count < 1:
+        raise ValueError(f"at most {count} gaussians are none; give 1 or more")
+    if len(gaussians) <= count:
+        return gaussians
+    extent = max(float((gaussians.means.amax(0) - gaussians.means.amin(0)).max()), 1e-9)
+    # the lower end is as small as numbers of voxels fit an integer
+    low, high = extent / 2**20, 2 * extent
+    while high > FINER * low:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if len(_voxels(gaussians.means, middle)[1]) <= count else (middle, high)
+    return voxel_reduce(gaussians, high)
+
+
 def voxel_reduce(gaussians: Gaussians, voxel: float) -> Gaussians:
     """One gaussian per cube of side `voxel` (scene units): opacity-weighted means, and the spread of all that were in it."""
     if not voxel > 0:
@@ -201,8 +225,8 @@ def voxel_reduce(gaussians: Gaussians, voxel: float) -> Gaussians:
 
 def _voxels(means: Tensor, voxel: float) -> tuple[Tensor, Tensor]:
     """The voxel's number (N,) of each mean, and how many means each voxel holds (V,)."""
-    cells = torch.floor(means.double() / voxel)
-    cells = cells - cells.amin(0) if len(cells) else cells
+    means = means.double()
+    cells = torch.floor((means - means.amin(0)) / voxel) if len(means) else means
     extent = cells.amax(0) + 1 if len(cells) else cells.new_ones(3)
     if extent.prod() >= 2.0 ** 62:
         raise ValueError(f"voxels of {voxel} scene units are too small for a scene of {extent.tolist()} voxels; "

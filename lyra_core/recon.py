@@ -17,7 +17,7 @@ from torch import Tensor
 from .camera import Cameras, project, quaternion_to_rotation, rotation_to_quaternion
 from .depth_alignment import LEAST, STILL, similarity
 from .gaussian_adapter import LARGEST, from_head, turned_sh
-from .gaussians import Gaussians
+from .gaussians import Gaussians, merge
 from .trajectory import between
 
 ALIGNMENTS = ("orientation", "centers")
@@ -27,6 +27,7 @@ FROM_POINTS, FROM_CAMERAS = 1.0, 10.0  # what all points and all cameras weigh i
 KEPT, REFITS, ENOUGH = 0.8, 3, 1000  # share of the points kept after each of the fits, and fewest points to fit
 PER_FRAME = 4096  # points of a frame that take part in a joint fit
 NEAR, NEAREST_SHARE = 1e-3, 0.98  # scene units below which a point has no say; quantile above which none has more
+VIEWS_AT_ONCE = 4  # that become gaussians together: on the way they take ten times as much memory as in the end
 IN_FRONT = (0.01, 1e6)  # scene units of z-depth within which a camera sees a point
 
 
@@ -172,6 +173,7 @@ def in_world(
     alignment: Similarity | None = None,
     follow: str = "predicted",
     largest: float = LARGEST,
+    bands: int = 9,
 ) -> tuple[Gaussians, Cameras]:
     """Gaussians of what the network says of F views, and the cameras that see them.
 
@@ -179,14 +181,21 @@ def in_world(
     given: the cameras it was told of, with the K that counts; None leaves everything in the network's world.
     alignment: from the given world to the predicted one, by default `align`. follow: whether frames are taken to be
     where the network saw them, brought into the given world ("predicted"), or where the "given" cameras are.
+    bands: spherical harmonics that are kept, 1, 4 or 9.
     """
     if follow not in ("predicted", "given"):
         raise ValueError(f"cameras can follow the 'predicted' or the 'given' ones; found {follow!r}")
-    if given is None:
-        return from_head(raw, density, depth, predicted, 1.0, largest), predicted
-    alignment = alignment or align(given, predicted)
-    seen = replace(given, w2c=alignment.inverse.cameras(predicted).w2c) if follow == "predicted" else given
-    return from_head(raw, density, depth, seen, alignment.scale, largest), seen
+    scale, seen = 1.0, predicted
+    if given is not None:
+        alignment = alignment or align(given, predicted)
+        scale = alignment.scale
+        seen = replace(given, w2c=alignment.inverse.cameras(predicted).w2c) if follow == "predicted" else given
+    parts = []
+    for start in range(0, len(raw), VIEWS_AT_ONCE):
+        part = slice(start, start + VIEWS_AT_ONCE)
+        found = from_head(raw[part], density[part], depth[part], seen[part], scale, largest)
+        parts.append(replace(found, sh=found.sh[:, :bands].clone()))
+    return merge(*parts), seen
 
 
 # ------------------------------------------------------------------------------------------------ chunks of long videos

@@ -201,9 +201,9 @@ def _placed(
         note = f"{problem}: {'scale from the known depth' if scale else 'the scale is the one of the network'}; "
     depth = views.depth / fit.scale
     drift, turn = _off(fit.inverse.cameras(predicted), told, float(depth.median()))
-    gaussians, seen = recon.in_world(views.raw, views.density, views.depth, predicted, told, fit, follow, largest)
-    if not harmonics:
-        gaussians = replace(gaussians, sh=gaussians.sh[:, :1].clone())
+    gaussians, seen = recon.in_world(
+        views.raw, views.density, views.depth, predicted, told, fit, follow, largest, 9 if harmonics else 1
+    )
     note += f"cameras {100 * drift:.2g} % of the path and {turn:.2g} degrees off, scale {fit.scale:.4g}"
     return _Part(gaussians, seen, depth, tuple(views.raw.shape[1:3]), note, drift <= DRIFT and turn <= TURN)
 

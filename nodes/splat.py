@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from comfy.model_management import get_torch_device, intermediate_device
-from comfy_api.latest import Types, io
+from comfy_api.latest import Types, io, ui
 
 from ..lyra_core import gaussians as splats
 from ..lyra_core import rasterize
@@ -118,3 +118,72 @@ class RenderSplat(io.ComfyNode):
         return io.NodeOutput(
             images.clamp(0, 1), alpha, (disparity / disparity.max().clamp_min(1e-9))[..., None].expand(-1, -1, -1, 3)
         )
+
+
+class PruneSplat(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2PruneSplat",
+            display_name="Lyra 2 Prune Splat",
+            category=types.CATEGORY,
+            description="A lighter, cleaner splat: without what is faint, oversized or far away, and merged down to a number that a "
+            "viewer, a browser or a headset can show.",
+            inputs=[
+                io.Splat.Input("splat"),
+                io.Float.Input(
+                    "min_opacity",
+                    default=0.02,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Fainter ones go. Higher: smaller files, thinner surfaces.",
+                ),
+                io.Float.Input(
+                    "faintest", default=0.0, min=0.0, max=0.99, step=0.05, tooltip="Share that goes, the faintest first."
+                ),
+                io.Float.Input(
+                    "max_size",
+                    default=0.0,
+                    min=0.0,
+                    max=1e6,
+                    step=0.01,
+                    tooltip="Larger ones (standard deviation in scene units) go: the fog of a reconstruction. 0: all sizes stay.",
+                ),
+                io.Float.Input(
+                    "outliers",
+                    default=10.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.5,
+                    tooltip="Those this many times as far from the middle of the scene as half of them are, go. Lower: tighter. "
+                    "0: all stay.",
+                ),
+                io.Int.Input(
+                    "at_most",
+                    default=0,
+                    min=0,
+                    max=100_000_000,
+                    step=10_000,
+                    tooltip="Neighbours are merged until so many are left: about 1,000,000 for a headset or a browser. 0: no limit.",
+                ),
+            ],
+            outputs=[io.Splat.Output(display_name="splat"), io.String.Output(display_name="report")],
+        )
+
+    @classmethod
+    def execute(cls, splat, min_opacity=0.02, faintest=0.0, max_size=0.0, outliers=10.0, at_most=0) -> io.NodeOutput:
+        kept, lines = from_splat(splat), []
+        for what, wanted, step in (
+            ("faint, oversized or broken", True, lambda g: splats.prune(g, min_opacity, max_size or float("inf"))),
+            ("the faintest", faintest, lambda g: splats.prune(g, splats.faintest(g.opacities, faintest))),
+            ("far away", outliers, lambda g: splats.without_outliers(g, outliers)),
+            ("merged into neighbours", at_most, lambda g: splats.at_most(g, at_most)),
+        ):
+            before = len(kept)
+            kept = step(kept) if wanted and before else kept
+            lines += [f"{before - len(kept):,} {what}"] if before > len(kept) else []
+        if not len(kept):
+            raise ValueError(f"nothing is left of this splat ({', '.join(lines)}); prune less")
+        report = f"{len(kept):,} gaussians left; gone: {', '.join(lines) or 'none'}"
+        return io.NodeOutput(to_splat(kept), report, ui=ui.PreviewText(report))

@@ -18,13 +18,16 @@ from lyra_core.gaussians import (
     LONGEST,
     SH_DC,
     Gaussians,
+    at_most,
     colors_to_sh,
     covered,
+    faintest,
     from_views,
     fuse,
     merge,
     prune,
     voxel_reduce,
+    without_outliers,
 )
 from lyra_core.metrics import psnr
 from lyra_core.rasterize import render
@@ -278,3 +281,35 @@ def test_a_reduced_surface_is_smaller_and_still_closed():
     assert len(reduced) < 0.6 * len(gaussians)
     result = render(reduced, camera, backend="torch")
     assert result.alpha.min() > 0.9 and psnr(result.images[0], image) > 24
+
+
+@pytest.mark.parametrize(("share", "gone"), [(0.0, 0), (0.3, 2), (0.5, 4), (0.99, 8), (1.0, 9)])
+def test_the_faintest_share_ends_below_the_opacity_that_is_kept(share, gone):
+    opacities = torch.tensor([0.5, 0.1, 0.9, 0.3, 0.8, 0.2, 0.7, 0.4, 0.6, 0.95])
+    assert int((opacities < faintest(opacities, share)).sum()) == gone
+
+
+def test_what_is_far_from_the_middle_goes_wherever_the_scene_stands():
+    gaussians = random_gaussians(400)
+    means = 7.0 + gaussians.means
+    means[:3] = torch.tensor([[500.0, 7, 7], [7, -80, 7], [7, 7, 1e9]])
+    left = without_outliers(replace(gaussians, means=means), 10.0)
+    torch.testing.assert_close(left.means, means[3:])
+    with pytest.raises(ValueError, match="above 1"):
+        without_outliers(gaussians, 1.0)
+
+
+@pytest.mark.parametrize("count", [1, 50, 700])
+def test_as_many_are_left_as_asked_for_and_hardly_fewer(count):
+    gaussians = random_gaussians(2000)
+    left = at_most(gaussians, count)
+    assert 0.85 * count - 5 <= len(left) <= count
+
+
+def test_few_enough_stay_as_they_are_and_equal_ones_become_one():
+    gaussians = random_gaussians(20)
+    assert at_most(gaussians, 20) is gaussians
+    same = replace(gaussians, means=torch.ones(20, 3))
+    assert len(at_most(same, 5)) == 1
+    with pytest.raises(ValueError, match="1 or more"):
+        at_most(gaussians, 0)
