@@ -63,12 +63,17 @@ def _decibels(total: float, count: int) -> float:
 
 def ssim(a: Tensor, b: Tensor) -> float:
     """Mean structural similarity, 1 for equal images, with the usual gaussian window, without any padding."""
+    return float(ssim_map(a.double(), b.double()).mean())
+
+
+def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """`ssim` of every window that fits: (N, 1, H - 10, W - 10), N being pictures times channels; can be derived."""
     if a.shape != b.shape or min(a.shape[-3:-1]) < SSIM_WINDOW:
         raise ValueError(
             f"images of shapes {tuple(a.shape)} and {tuple(b.shape)}: they must have one shape, and at least "
             f"{SSIM_WINDOW} pixels a side"
         )
-    x, y = (image.movedim(-1, -3).reshape(-1, 1, *image.shape[-3:-1]).double() for image in (a, b))
+    x, y = (image.movedim(-1, -3).reshape(-1, 1, *image.shape[-3:-1]) for image in (a, b))
     reach = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
     bell = torch.softmax(-0.5 * (reach / SSIM_SIGMA) ** 2, 0)
 
@@ -77,8 +82,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
 
     mx, my = blur(x), blur(y)
     vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
-    similarity = ((2 * mx * my + SSIM_C1) * (2 * cov + SSIM_C2)) / ((mx * mx + my * my + SSIM_C1) * (vx + vy + SSIM_C2))
-    return float(similarity.mean())
+    return ((2 * mx * my + SSIM_C1) * (2 * cov + SSIM_C2)) / ((mx * mx + my * my + SSIM_C1) * (vx + vy + SSIM_C2))
 
 
 def revisit_psnr(

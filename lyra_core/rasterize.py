@@ -22,6 +22,7 @@ from .gaussians import Gaussians
 
 BACKENDS = ("auto", "gsplat", "torch")
 
+NEAR = 0.01             # scene units of z-depth up to which gaussians are left out
 LOW_PASS = 0.3          # px², added to every ellipse so that none falls between pixels
 FAINTEST = 1 / 255      # a gaussian that adds less to a pixel is skipped there
 MOST_OPAQUE = 0.999     # of one gaussian at one pixel
@@ -55,14 +56,27 @@ class _Ellipses:
 
 
 def render(gaussians: Gaussians, cameras: Cameras, background: tuple[float, float, float] = (0.0, 0.0, 0.0),
-           near: float = 0.01, backend: str = "auto") -> Rendering:
+           near: float = NEAR, backend: str = "auto") -> Rendering:
     """All frames of `render_frames` in one record."""
     frames = list(render_frames(gaussians, cameras, background, near, backend))
     return Rendering(*(torch.cat([getattr(f, field) for f in frames]) for field in ("images", "depth", "alpha")))
 
 
+def differentiable(device: torch.device):
+    """gsplat as a function of gaussians and one camera to colour (H, W, 3), alpha (H, W) and depth (H, W), with gradients.
+
+    RuntimeError with what to do where gsplat can't be used; nothing else here has gradients.
+    """
+    try:
+        rasterization = _gsplat(device, required=True)
+    except RuntimeError as reason:
+        raise RuntimeError(f"gradients need gsplat (pip install gsplat) and an NVIDIA GPU: {reason}") from reason
+    return lambda gaussians, camera: _render_gsplat(rasterization, gaussians, camera, NEAR)
+
+
+@torch.no_grad()
 def render_frames(gaussians: Gaussians, cameras: Cameras, background: tuple[float, float, float] = (0.0, 0.0, 0.0),
-                  near: float = 0.01, backend: str = "auto") -> Iterator[Rendering]:
+                  near: float = NEAR, backend: str = "auto") -> Iterator[Rendering]:
     """Renderings of one frame each, so that the caller can report progress, stop, or store them away.
 
     near: z-depth (scene units) up to which gaussians are left out.
@@ -97,11 +111,10 @@ def _gsplat(device: torch.device, required: bool):
                 return rasterization
             reason = "gsplat is installed without compiled kernels, and there is no CUDA toolkit to compile them"
     if required:
-        raise RuntimeError(f"{reason}; or choose the rasteriser 'torch'")
+        raise RuntimeError(f"{reason}; the rasteriser 'torch' draws without")
     return None
 
 
-@torch.no_grad()
 def _render_gsplat(rasterization, gaussians: Gaussians, camera: Cameras, near: float) -> tuple[Tensor, Tensor, Tensor]:
     """Colour (H, W, 3), alpha (H, W) and expected depth (H, W) of one camera."""
     pictures, alphas, _ = rasterization(
@@ -113,7 +126,6 @@ def _render_gsplat(rasterization, gaussians: Gaussians, camera: Cameras, near: f
 
 # --------------------------------------------------------------------------------------------------------------------- torch
 
-@torch.no_grad()
 def _render_torch(gaussians: Gaussians, camera: Cameras, near: float) -> tuple[Tensor, Tensor, Tensor]:
     """Colour (H, W, 3), alpha (H, W) and expected depth (H, W) of one camera."""
     height, width = camera.size

@@ -218,8 +218,10 @@ def test_a_rasteriser_that_cannot_be_had_is_refused_by_name():
     gaussians, camera = random_gaussians(3, 14), pinhole(SIZE, 22.0)
     with pytest.raises(ValueError, match="'metal'"):
         render(gaussians, camera, backend="metal")
-    with pytest.raises(RuntimeError, match="CUDA only; or choose the rasteriser 'torch'"):
+    with pytest.raises(RuntimeError, match="CUDA only; the rasteriser 'torch' draws without"):
         render(gaussians, camera, backend="gsplat")
+    with pytest.raises(RuntimeError, match="pip install gsplat. and an NVIDIA GPU: the gaussians are on cpu"):
+        rasterize.differentiable(torch.device("cpu"))
     assert render(gaussians, camera, backend="auto").images.shape == (1, *SIZE, 3)
 
 
