@@ -1,7 +1,7 @@
-"""Gaussians as files: the usual 3DGS PLY and the 32-byte .splat, for millions of rows.
+"""Gaussians as files: the usual 3DGS PLY, the 32-byte .splat, the compressed .spz, and plain points; for millions of rows.
 
-Both keep the world's axes (OpenCV: x right, y down, z forward) and its scene units. A PLY holds everything as float32, with
-logarithms of scales and logits of opacities. A .splat holds the plain colour, opacity and rotation in 8 bits each.
+All keep the world's axes (OpenCV: x right, y down, z forward) and its scene units. A PLY holds everything as float32, with
+logarithms of scales and logits of opacities. A .splat and an .spz hold plain colour, opacity and rotation in 8 bits each.
 
 Rows are made and written block by block in one buffer, so saving needs one block of memory and not a second copy of the
 scene. A file is written beside its place and moved there in one step: it is there complete or not at all.
@@ -9,8 +9,10 @@ scene. A file is written beside its place and moved there in one step: it is the
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .gaussians import Gaussians, colors_to_sh
+from .gaussians import SH_DC, Gaussians, colors_to_sh
 
 BLOCK = 1 << 16  # gaussians; 4.5 MB of rows without higher harmonics, which fit a processor's cache
 LEAST_OPACITY = 1e-6  # a logit of 0 or 1 is infinite
@@ -29,6 +31,11 @@ LEAST_SCALE = 1e-8  # scene units; so is the logarithm of 0
 LONGEST_HEADER = 1 << 20  # bytes; without end_header by then it is some other file
 
 SPLAT = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quat", "u1", 4)])
+POINT = np.dtype([("point", "<f4", 3), ("rgb", "u1", 3)])
+
+SPZ_MAGIC, SPZ_VERSION = 0x5053474E, 2
+SPZ_CONTRAST = SH_DC / 0.15  # the colours that a byte of an .spz can hold: 0.5 -+ 0.94
+FINEST = 12  # fractional bits of an .spz's 24-bit positions, as others write them: 0.24 thousandths of a scene unit
 
 BROKEN = "have NaN or infinite values or a rotation of length zero"
 
@@ -53,7 +60,7 @@ def save_ply(gaussians: Gaussians, file: Path | str, *, block: int = BLOCK) -> N
     finite in the file; rotations are written as they are. ValueError if a gaussian is NaN, infinite or has a rotation
     of length zero; SplatFileError if the disk is full or the place can't be written. Then the file is what it was before.
     """
-    _check(gaussians)
+    check(gaussians)
     if block < 1:
         raise ValueError(f"a block of {block} gaussians holds nothing; take at least 1")
     names = _properties(gaussians.sh.shape[1])
@@ -188,7 +195,7 @@ def save_splat(gaussians: Gaussians, file: Path | str) -> None:
     Plain colours and opacities are kept in 0..1 and rounded to 8 bits, rotations become unit quaternions of 8 bits; zero
     scales stay zero. The order among equals is kept. Errors as save_ply.
     """
-    _check(gaussians)
+    check(gaussians)
     # in double: the volume of a gaussian of 1e-15 scene units is zero in float32, and would be equal to any other zero
     weight = gaussians.opacities.to(torch.float64, copy=True)
     for axis in range(3):
@@ -226,7 +233,78 @@ def load_splat(file: Path | str) -> Gaussians:
     return _with_unit_rotations(file, gaussians)
 
 
-# ------------------------------------------------------------------------------------------------------------------- both
+# ------------------------------------------------------------------------------------------------------------------- .spz
+
+
+@torch.no_grad()
+def save_spz(gaussians: Gaussians, file: Path | str) -> None:
+    """Write an .spz, version 2, plain colours, about 16 bytes each, in the axes of the PLY, as most programs expect it.
+
+    Positions are as fine as 24 bits allow for the farthest gaussian, FINEST bits after the point at most; scales are kept
+    within exp(-10) and exp(5.9) scene units. Errors as save_ply, and ValueError beyond 8 million scene units.
+    """
+    check(gaussians)
+    farthest = max(map(abs, map(float, gaussians.means.aminmax()))) if len(gaussians) else 0.0
+    bits = min(FINEST, math.floor(math.log2((2**23 - 1) / max(farthest, 1.0))))
+    if bits < 0:
+        raise ValueError(f"a gaussian lies {farthest:.3g} scene units out, too far for an .spz; `prune` the far ones")
+    plain = replace(gaussians, sh=gaussians.sh[:, :1])
+    with _complete(Path(file), 19 * len(gaussians)) as handle, gzip.GzipFile("", "wb", 6, handle, 0) as packed:
+        packed.write(struct.pack("<IIIBBBB", SPZ_MAGIC, SPZ_VERSION, len(gaussians), 0, bits, 0, 0))
+        # one attribute after the other, each of all gaussians; w of a rotation is left out, so it has to be positive
+        for field, bytes_of in (
+            ("means", lambda means: _int24((means.double() * 2**bits).round())),
+            ("opacities", lambda opacities: _byte(opacities * 255)),
+            ("sh", lambda sh: _byte(((sh * SH_DC) / SPZ_CONTRAST + 0.5) * 255)),
+            ("scales", lambda scales: _byte((scales.clamp_min(1e-9).log() + 10) * 16)),
+            ("quats", lambda quats: _byte((_upright(quats)[:, 1:] + 1) * 127.5)),
+        ):
+            for part in getattr(plain, field).split(BLOCK):
+                packed.write(bytes_of(part.float()).cpu().numpy())
+
+
+def _byte(values: Tensor) -> Tensor:
+    return values.round().clamp(0, 255).to(torch.uint8).contiguous()
+
+
+def _int24(values: Tensor) -> Tensor:
+    """Whole numbers (n, 3) as bytes (n, 3, 3), the least significant one first."""
+    return torch.stack([values.long() >> shift & 255 for shift in (0, 8, 16)], -1).to(torch.uint8)
+
+
+def _upright(quats: Tensor) -> Tensor:
+    """Unit quaternions (n, 4) with w >= 0: the same rotations."""
+    return quats / quats.norm(dim=1, keepdim=True) * torch.where(quats[:, :1] < 0, -1.0, 1.0)
+
+
+# ----------------------------------------------------------------------------------------------------------------- points
+
+
+@torch.no_grad()
+def save_points(points: Tensor, colors: Tensor, file: Path | str) -> None:
+    """Write points (N, 3) with colours (N, 3) in 0..1 as a binary PLY of x y z and red green blue, 15 bytes each.
+
+    ValueError if they are not as many or a number is NaN or infinite; SplatFileError if the place can't be written.
+    """
+    if points.shape != colors.shape or points.ndim != 2 or points.shape[1] != 3:
+        raise ValueError(f"points {tuple(points.shape)} and colours {tuple(colors.shape)} should both be (N, 3)")
+    blocks = list(zip(points.split(BLOCK), colors.split(BLOCK), strict=True))  # views
+    broken = sum(int((~torch.isfinite(torch.cat(block, 1).float()).all(1)).sum()) for block in blocks)
+    if broken:
+        raise ValueError(f"{broken} of {len(points)} points have NaN or infinite values; leave them out")
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
+    lines += [f"property float {name}" for name in "xyz"]
+    lines += [f"property uchar {name}" for name in ("red", "green", "blue")]
+    header = "\n".join([*lines, "end_header\n"]).encode("ascii")
+    with _complete(Path(file), len(header) + POINT.itemsize * len(points)) as handle:
+        handle.write(header)
+        for part, shades in blocks:
+            rows = np.empty(len(part), POINT)
+            rows["point"], rows["rgb"] = part.cpu().numpy(), _byte(shades.float() * 255).cpu().numpy()
+            handle.write(rows)
+
+
+# --------------------------------------------------------------------------------------------------------------------- all
 
 
 def _unfilled(count: int, bands: int) -> Gaussians:
@@ -234,7 +312,7 @@ def _unfilled(count: int, bands: int) -> Gaussians:
     return Gaussians(*(torch.empty(shape) for shape in shapes))
 
 
-def _check(gaussians: Gaussians) -> None:
+def check(gaussians: Gaussians) -> None:
     """ValueError if the fields don't belong together or a gaussian can't be drawn."""
     bands = gaussians.sh.shape[1] if gaussians.sh.ndim == 3 else 1
     if math.isqrt(bands) ** 2 != bands or not bands:

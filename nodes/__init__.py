@@ -13,6 +13,7 @@ from . import (
     export,
     generation,
     mesh,
+    optimize,
     reconstruct,
     sampling,
     splat,
@@ -59,6 +60,8 @@ class LyraExtension(ComfyExtension):
             reconstruct.Reconstruct,
             splat.WorldGaussians,
             splat.RenderSplat,
+            splat.PruneSplat,
+            optimize.OptimizeSplat,
             mesh.WorldMesh,
             export.ExportWorld,
         ]

@@ -33,13 +33,16 @@ def colour(image: torch.Tensor) -> torch.Tensor:
 
 
 def progress(total: int = 1, size: int = 512) -> Callable[[int, int, torch.Tensor | None], None]:
-    """A callback (done, total, uint8 picture or None) that moves the node's bar, shows the picture and obeys an interrupt."""
-    bar = ProgressBar(total)
+    """A callback (done, total, uint8 picture or None) that moves the node's bar, shows the picture and obeys an interrupt.
 
-    def on_step(done: int, total: int, picture: torch.Tensor | None = None) -> None:
+    Its total may be 0: then it is the one given here.
+    """
+    bar, whole = ProgressBar(total), total
+
+    def on_step(done: int, total: int = 0, picture: torch.Tensor | None = None) -> None:
         throw_exception_if_processing_interrupted()
         preview = None if picture is None else ("JPEG", Image.fromarray(picture.cpu().numpy()), size)
-        bar.update_absolute(done, total, preview)
+        bar.update_absolute(done, total or whole, preview)
 
     return on_step
 

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "correspondence": {"camera", "warp", "framepack", "history", "memory"},
     "gaussian_adapter": {"camera", "gaussians"},
     "recon": {"camera", "depth_alignment", "gaussian_adapter", "gaussians", "trajectory"},
+    "optimize": {"camera", "gaussians", "metrics"},
     "reconstruct": {"camera", "gaussian_adapter", "gaussians", "recon"},
     "world": {"camera", "memory", "framepack", "warp"},
     "world_files": {"camera", "memory", "world"},

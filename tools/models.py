@@ -53,6 +53,12 @@ LICENCES = {
         "You may use, change and share the files, also commercially, if you keep the licence and its notices.",
         "https://www.apache.org/licenses/LICENSE-2.0",
     ),
+    "cc-by-nc": Licence(
+        "Creative Commons Attribution-NonCommercial 4.0",
+        "CC BY-NC 4.0",
+        "You may use, change and share the files with attribution, but not commercially.",
+        "https://creativecommons.org/licenses/by-nc/4.0/",
+    ),
     "mit": Licence(
         "MIT License",
         "MIT",
@@ -86,6 +92,7 @@ class ModelFile:
 # - The repository nvidia/Lyra-2.0 and its folder checkpoints/ are named by NVIDIA's own README; the paths below it by
 #   its inference code and by users' install notes (checkpoints/model/model/.metadata, 64 GB of shards; recon 13 GB).
 #   Nobody here could list the repository itself, hence "layout not verified".
+# - da3-giant: the reference's default model name; model.safetensors is what the hub's own saving calls it.
 # - Comfy-Org's repositories and paths: the workflow templates that ship with ComfyUI 0.30.0, except Depth Anything 3
 #   metric, which docs.comfy.org names.
 # - Sizes: users' download lists, of which several agree to the byte, but for moge, da3-metric and qwen3-vl-8b, which rest on
@@ -138,13 +145,23 @@ MODELS = (
     ),
     ModelFile(
         name="lyra2-reconstruction",
-        purpose="Depth Anything 3 tuned for splats",
+        purpose="Depth Anything 3 tuned for splats, for Lyra 2 Load Reconstructor",
         folder="geometry_estimation",
         target="lyra2_reconstruction.pt",
         repo=LYRA,
         source="checkpoints/recon/model.pt",
         licence="nvidia",
         note="layout not verified; users report 13 GB; as released, the host's own nodes don't take it",
+    ),
+    ModelFile(
+        name="da3-giant",
+        purpose="splats without Lyra 2's tuning, or its base if that is only a part; for Lyra 2 Load Reconstructor",
+        folder="geometry_estimation",
+        target="da3nested_giant_large_1.1.safetensors",
+        repo="depth-anything/DA3NESTED-GIANT-LARGE-1.1",
+        source="model.safetensors",
+        licence="cc-by-nc",
+        note="name of the file in the repository not verified",
     ),
     ModelFile(
         name="wan-vae",

@@ -196,7 +196,12 @@ def published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write_da3_gaussians(path: Path, seed: int = 5) -> Path:
     """The nested model as it was published: this network under da3., and a metric branch that does not matter."""
     nested = {f"model.da3.{name}": weight for name, weight in published(da3_gaussians_weights(seed)).items()}
-    return _write(path, {**nested, "model.da3_metric.backbone.pretrained.cls_token": torch.zeros(1, 1, 4)})
+    nested["model.da3_metric.backbone.pretrained.cls_token"] = torch.zeros(1, 1, 4)
+    if path.suffix == ".safetensors":
+        return _write(path, nested)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": nested}, path)
+    return path
 
 
 def write_da3(path: Path, seed: int = 4) -> Path:
@@ -234,6 +239,7 @@ def write_all(models: Path) -> Path:
     write_text_encoder(models / "text_encoders" / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
     write_clip_vision(models / "clip_vision" / "clip_vision_h.safetensors")
     write_da3(models / "geometry_estimation" / "depth_anything_3_mono_large.safetensors")
+    write_da3_gaussians(models / "geometry_estimation" / "lyra2_reconstruction.pt")
     lora = {"lora_A": (2, 96), "lora_B": (96, 2)}
     tensors = {f"diffusion_model.blocks.0.self_attn.q.{key}.weight": shape for key, shape in lora.items()}
     _write(models / "loras" / "lyra2_dmd_distillation.safetensors", tiled_weights(tensors, 5))

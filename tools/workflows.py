@@ -34,7 +34,7 @@ No model files are needed: the geometry preview works from the photo and its dep
 **Depth** (Lyra 2 Depth): fit the *room box* or the *ground* to your photo by eye and look at its picture output, or
 choose *MoGe* / *Depth Anything 3* and connect the host's own nodes (their models go to `models/geometry_estimation`).
 
-**Results** in the output folder: `lyra2/` video, splat (.ply) and cameras (.npz); `worlds/` the saved world, which
+**Results** in the output folder: `lyra2/` video, splat (.ply), mesh (.glb) and cameras (.npz); `worlds/` the saved world, which
 *Lyra 2 Load World* reopens. Run again after an interruption: finished chunks are not made again."""
 
 
@@ -54,6 +54,8 @@ def results(frames: tuple, splat_of: tuple, x: int, name: str) -> dict:
     return {
         "video": ("CreateVideo", (x, 0), {"fps": 16.0}, {"images": frames}),
         "save video": ("SaveVideo", (x + 300, 0), {"filename_prefix": f"lyra2/{name}"}, {"video": ("video", 0)}),
+        "surface": ("Lyra2WorldMesh", (x, 700), {}, {"world": splat_of}),
+        "save mesh": ("SaveGLB", (x + 300, 700), {"filename_prefix": f"lyra2/{name}"}, {"mesh": ("surface", 0)}),
         "gaussians": ("Lyra2WorldGaussians", (x, 460), {"stride": 1}, {"world": splat_of}),
         "ply": ("SplatToFile3D", (x + 300, 460), {"format": "ply"}, {"splat": ("gaussians", 0)}),
         "save splat": (
@@ -375,7 +377,108 @@ def lyra_there_and_back() -> dict:
     }
 
 
+ENGINE_NOTE = """## {title}
+{what}
+
+**What comes out**: a folder in the output folder with splats (.ply, .spz, .splat), a mesh and its collision mesh (.glb), a
+.usdz for simulators, COLMAP text, cameras, a video, and a README that says what each file is and which programs open it.
+
+*Lyra 2 Export World* needs `pip install usd-core` for the .usdz and `pip install fast-simplification` for a lighter
+collision mesh in ComfyUI's Python; both can be switched off there. **Static scenes only.**"""
+RECONSTRUCTION = """**Files**: `models/geometry_estimation/lyra2_reconstruction.pt`, NVIDIA's reconstruction weights (research licence), or
+Depth Anything 3 giant or nested (CC BY-NC 4.0) in their place: `python tools/comfy.py models` lists and downloads them."""
+
+
+def bundle(x: int, splat: tuple, values: dict, **sources: tuple) -> dict:
+    """A lighter splat, and everything in one folder."""
+    return {
+        "prune": ("Lyra2PruneSplat", (x, 0), {}, {"splat": splat}),
+        "export": ("Lyra2ExportWorld", (x + 340, 0), values, {"splat": ("prune", 0), **sources}),
+    }
+
+
+def reconstructed(name: str) -> dict:
+    return {"folder": f"exports/{name}", "geometry_model": "Lyra 2 reconstruction"}
+
+
+def world_to_engine() -> dict:
+    what = (
+        "A saved world, made by the geometry preview or by Lyra 2, becomes something to walk through elsewhere. No model "
+        "files are needed.\n\n**You bring** the name of a world in the output folder, in *Lyra 2 Load World*."
+    )
+    return {
+        "note": ("MarkdownNote", (0, 300), {"": ENGINE_NOTE.format(title="World to engine", what=what)}, {}),
+        "world": ("Lyra2LoadWorld", (0, 0), {"folder": "worlds/custom_trajectory"}, {}),
+        "gaussians": ("Lyra2WorldGaussians", (340, 0), {}, {"world": ("world", 0)}),
+        "surface": ("Lyra2WorldMesh", (340, 300), {}, {"world": ("world", 0)}),
+        **bundle(680, ("gaussians", 0), {"folder": "exports/custom_trajectory"}, mesh=("surface", 0), world=("world", 0)),
+    }
+
+
+def world_to_splat() -> dict:
+    what = (
+        "The frames of a saved world, seen by Depth Anything 3 with a Gaussian head from the cameras that they were made "
+        f"for.\n\n**You bring** the name of a world in the output folder.\n\n{RECONSTRUCTION}"
+    )
+    return {
+        "note": ("MarkdownNote", (0, 420), {"": ENGINE_NOTE.format(title="World to splat", what=what)}, {}),
+        "world": ("Lyra2LoadWorld", (0, 0), {"folder": "worlds/lyra_custom_trajectory"}, {}),
+        "reconstructor": ("Lyra2LoadReconstructor", (0, 220), {"model_name": "lyra2_reconstruction.pt"}, {}),
+        "reconstruct": (
+            "Lyra2Reconstruct",
+            (340, 0),
+            {},
+            {"da3_model": ("reconstructor", 0), "world": ("world", 0)},
+        ),
+        "surface": (
+            "Lyra2WorldMesh",
+            (680, 400),
+            {},
+            {"images": ("reconstruct", 2), "cameras": ("reconstruct", 3), "depth": ("reconstruct", 4)},
+        ),
+        **bundle(
+            680, ("reconstruct", 0), reconstructed("lyra_custom_trajectory"), mesh=("surface", 0), world=("world", 0),
+            cameras=("reconstruct", 1),
+        ),
+    }  # fmt: skip
+
+
+def video_to_splat() -> dict:
+    what = (
+        "Any video of a still scene. The network finds the cameras itself; if you have them, connect *Lyra 2 Load "
+        f"Trajectory* to *Lyra 2 Reconstruct*.\n\n**You bring** (into the input folder): a video.\n\n{RECONSTRUCTION}"
+    )
+    return {
+        "note": ("MarkdownNote", (0, 420), {"": ENGINE_NOTE.format(title="Video to splat", what=what)}, {}),
+        "video": ("LoadVideo", (0, 0), {"file": "video.mp4"}, {}),
+        "frames": ("GetVideoComponents", (300, 0), {}, {"video": ("video", 0)}),
+        "reconstructor": ("Lyra2LoadReconstructor", (0, 220), {"model_name": "lyra2_reconstruction.pt"}, {}),
+        "reconstruct": (
+            "Lyra2Reconstruct",
+            (600, 0),
+            {},
+            {"da3_model": ("reconstructor", 0), "images": ("frames", 0)},
+        ),
+        "surface": (
+            "Lyra2WorldMesh",
+            (940, 400),
+            {},
+            {"images": ("reconstruct", 2), "cameras": ("reconstruct", 3), "depth": ("reconstruct", 4)},
+        ),
+        "render": ("Lyra2RenderSplat", (1280, 400), {}, {"splat": ("prune", 0), "cameras": ("reconstruct", 1)}),
+        "rendered": ("CreateVideo", (1580, 400), {"fps": 16.0}, {"images": ("render", 0)}),
+        "save video": ("SaveVideo", (1880, 400), {"filename_prefix": "lyra2/splat"}, {"video": ("rendered", 0)}),
+        **bundle(
+            940, ("reconstruct", 0), reconstructed("video"), mesh=("surface", 0), images=("frames", 0),
+            cameras=("reconstruct", 1),
+        ),
+    }  # fmt: skip
+
+
 WORKFLOWS = (
+    world_to_engine,
+    world_to_splat,
+    video_to_splat,
     custom_trajectory,
     zoom,
     lyra_zoom,

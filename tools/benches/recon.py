@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -124,10 +125,9 @@ def bench_pictures() -> Iterator[Result]:
     cameras = around()
     images, depths = room(cameras)
     for name, stride in VISIBLE.items():
-        scene = gaussians.from_views(images, depths, cameras, stride)
-        frame = VIEWS // 3
-        visible = len(rasterize._project(scene, cameras[frame], 0.01).centers)
-        took = min(seconds(lambda: rasterize.render(scene, cameras[frame], backend="torch")) for _ in range(3))
+        scene, camera = gaussians.from_views(images, depths, cameras, stride), cameras[VIEWS // 3]
+        visible = len(rasterize._project(scene, camera, rasterize.NEAR).centers)
+        took = min(seconds(partial(rasterize.render, scene, camera, backend="torch")) for _ in range(3))
         rendered = rasterize.render(scene, cameras, backend="torch")
         quality = min(metrics.psnr(found, truth) for found, truth in zip(rendered.images, images, strict=True))
         black = float((rendered.alpha < 0.5).float().mean((1, 2)).max())

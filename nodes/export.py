@@ -1,0 +1,324 @@
+"""A world as one folder that engines, viewers and simulators open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import av
+import torch
+from comfy_api.latest import Types, io
+from comfy_execution.graph_utils import ExecutionBlocker
+from comfy_extras.nodes_save_3d import get_mesh_batch_item, save_glb
+from PIL import Image
+
+from ..lyra_core import bundle, camera_files, splat_files, surface, usd_files
+from ..lyra_core.camera import Cameras, check
+from ..lyra_core.camera_path import path_of
+from ..lyra_core.gaussians import Gaussians
+from ..lyra_core.world import World, to_uint8
+from . import mesh as meshes
+from . import types
+from .splat import from_splat
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a bundle is made of; whatever is None is not in it."""
+
+    gaussians: Gaussians | None
+    mesh: Types.MESH | None
+    cameras: Cameras | None
+    picture: Callable[[int], torch.Tensor] | None  # frame -> (H, W, 3) uint8
+    pictures: int  # how many there are
+    collision_faces: int
+
+    @cached_property
+    def collision(self) -> surface.Mesh | None:
+        if self.mesh is None:
+            return None
+        full = meshes.from_mesh(self.mesh)
+        if not self.collision_faces or len(full) <= self.collision_faces:
+            return full
+        try:
+            return surface.decimate(full, self.collision_faces)
+        except ImportError as error:
+            raise ImportError(f"{error}; or set `collision_faces` to 0, which takes the mesh as it is") from error
+
+
+@dataclass(frozen=True)
+class Step:
+    """One file of the bundle."""
+
+    name: str
+    lacking: str  # why it is not written; empty: it is
+    write: Callable[[Path, Callable], str]  # (file, on_picture) -> what is in it
+
+
+class ExportWorld(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2ExportWorld",
+            display_name="Lyra 2 Export World",
+            category=types.CATEGORY,
+            search_aliases=["export", "usd", "unity", "unreal", "blender", "isaac", "colmap", "save splat"],
+            is_output_node=True,
+            description="One folder with the world in every form that engines, viewers, VR and simulators open, and a README that says "
+            "which is which. What isn't connected is left out. An export to the same folder replaces the earlier one, in one step.",
+            inputs=[
+                io.String.Input("folder", default="exports/my_world", tooltip="A folder in the output folder."),
+                io.Splat.Input(
+                    "splat", optional=True, tooltip="For splat.ply, points.ply, world.usdz and colmap's points."
+                ),
+                io.Mesh.Input(
+                    "mesh", optional=True, tooltip="For mesh.glb, collision.glb and collision in world.usdz."
+                ),
+                types.World.Input(
+                    "world", optional=True, tooltip="For its frames, its cameras and the licence of what made it."
+                ),
+                types.Cameras.Input("cameras", optional=True, tooltip="Instead of the world's."),
+                io.Image.Input("images", optional=True, tooltip="Instead of the world's frames; one per camera."),
+                io.Boolean.Input("usd", default=True, tooltip="world.usdz. Needs usd-core: pip install usd-core."),
+                io.Boolean.Input("colmap", default=True, tooltip="Pictures and cameras for 3DGS trainers."),
+                io.Boolean.Input("web", default=True, tooltip="splat.spz and splat.splat: small, plain colours."),
+                io.Boolean.Input("video", default=True, tooltip="flythrough.mp4 of the frames."),
+                io.Combo.Input(
+                    "geometry_model",
+                    options=list(bundle.MODELS),
+                    tooltip="What estimated the depth or made the gaussians, for the licences in the README. What made the frames "
+                    "is known from the world.",
+                ),
+                io.Int.Input(
+                    "collision_faces",
+                    default=20000,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="Faces of the collision mesh at most; more: finer and slower to collide with. 0: all of the mesh.",
+                ),
+                io.Float.Input(
+                    "metres_per_unit",
+                    default=1.0,
+                    min=1e-4,
+                    max=1e4,
+                    step=0.001,
+                    round=False,
+                    tooltip="What a scene unit is worth. Written into the USD file and the README; no number is changed.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=16.0,
+                    min=1.0,
+                    max=240.0,
+                    step=0.001,
+                    tooltip="Of the video and of the USD camera.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "every",
+                    default=8,
+                    min=1,
+                    max=1000,
+                    tooltip="Every how many frames colmap gets a picture.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="folder"),
+                io.String.Output(display_name="report"),
+                io.File3DPLY.Output(display_name="splat_file", tooltip="splat.ply on disk."),
+                io.File3DGLB.Output(display_name="mesh_file", tooltip="mesh.glb on disk."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, folder, usd, colmap, web, video, geometry_model, collision_faces, metres_per_unit, fps, every,
+        splat=None, mesh=None, world=None, cameras=None, images=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        path = types.output_folder(folder)
+        sources = _sources(splat, mesh, world, cameras, images, collision_faces)
+        steps = _steps(sources, usd, colmap, web, video, metres_per_unit, fps, every)
+        terms = bundle.licences(None if world is None else _generators(world), geometry_model)
+        size = None if sources.gaussians is None else bundle.spread(sources.gaussians.means)
+        with bundle.writing(path) as place:
+            facts, skipped = _write(place, steps)
+            text = bundle.readme(place, path.name, facts, skipped, terms, metres_per_unit, size)
+            (place / "README.md").write_text(text, encoding="utf-8")
+        report = bundle.report(path, facts, skipped, terms)
+        return io.NodeOutput(
+            folder, report, _file(path / "splat.ply"), _file(path / "mesh.glb"), ui=_shown(path, folder, report)
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------ what goes in
+
+
+def _sources(splat, mesh, world: World | None, cameras: Cameras | None, images, collision_faces: int) -> Sources:
+    if splat is None and mesh is None and world is None and cameras is None and images is None:
+        raise ValueError("nothing is connected to export; connect a splat, a mesh, a world, cameras or images")
+    for kind, batch in (("splat", splat and splat.positions), ("mesh", mesh and mesh.vertices)):
+        if batch is not None and len(batch) != 1:
+            raise ValueError(f"this {kind} is a batch of {len(batch)}; a bundle is one world, so connect one of them")
+    if cameras is None and world is not None:
+        cameras = world.cameras
+    picture, pictures = None, 0
+    if images is not None:
+        images = types.colour(images)
+        picture, pictures, size = lambda frame: to_uint8(images[frame]), len(images), tuple(images.shape[1:3])
+    elif world is not None:
+        picture, pictures, size = world.frame, len(world), world.size
+    if cameras is not None:
+        check(cameras)
+        if picture is not None and pictures != len(cameras):
+            raise ValueError(
+                f"{len(cameras)} cameras but {pictures} pictures; connect the images that these cameras see, one for each"
+            )
+        if picture is not None and size != tuple(cameras.size):
+            raise ValueError(
+                f"the pictures are {size[1]}x{size[0]} and the cameras' {cameras.size[1]}x{cameras.size[0]}; resize the pictures"
+            )
+    gaussians = None if splat is None else from_splat(splat).to("cpu")
+    return Sources(gaussians, mesh, cameras, picture, pictures, collision_faces)
+
+
+def _generators(world: World) -> list[str]:
+    """What made the chunks, each once."""
+    return list(dict.fromkeys(str(chunk.settings.get("generator", "unknown")) for chunk in world.chunks))
+
+
+# ------------------------------------------------------------------------------------------------------------- what comes out
+
+
+def _steps(
+    sources: Sources, usd: bool, colmap: bool, web: bool, video: bool, metres_per_unit: float, fps: float, every: int
+) -> list[Step]:
+    """Every file there could be, in the order of the README; the optional packages that they need are there."""
+    gaussians, mesh, cameras = sources.gaussians, sources.mesh, sources.cameras
+    no_splat = "" if gaussians is not None else "no splat was connected"
+    no_mesh = "" if mesh is not None else "no mesh was connected"
+    no_cameras = "" if cameras is not None else "neither cameras nor a world were connected"
+    no_pictures = "" if sources.picture is not None else "neither images nor a world were connected"
+    nothing = (
+        "" if gaussians is not None or mesh is not None or cameras is not None else "there is nothing to put in it"
+    )
+    if usd and not nothing:
+        _require_usd()
+
+    def off(wanted: bool, name: str) -> str:
+        return "" if wanted else f"`{name}` was switched off"
+
+    def write_usd(file: Path, on_picture: Callable) -> str:
+        save = usd_files.save_usdz if file.suffix == ".usdz" else usd_files.save_usdc
+        save(file, gaussians, sources.collision, cameras, fps=fps, metres_per_unit=metres_per_unit)
+        parts = (gaussians, "gaussians"), (sources.collision, "faces"), (cameras, "cameras")
+        return "; ".join(_counted(part, name) for part, name in parts if part is not None)
+
+    def write_colmap(file: Path, on_picture: Callable) -> str:
+        count = bundle.save_colmap(file.parent, cameras, sources.picture, every, gaussians, on_picture)
+        return f"{count:,} pictures of {cameras.size[1]}x{cameras.size[0]}"
+
+    def write_video(file: Path, on_picture: Callable) -> str:
+        return _save_video(file, (sources.picture(frame) for frame in range(sources.pictures)), fps, on_picture)
+
+    def of_gaussians(save: Callable) -> Callable[[Path, Callable], str]:
+        return lambda file, on_picture: save(gaussians, file) or _counted(gaussians, "gaussians")
+
+    def of_cameras(save: Callable) -> Callable[[Path, Callable], str]:
+        return lambda file, on_picture: save(file) or _counted(cameras, "cameras")
+
+    # also makes the collision mesh, so that what it lacks is said before anything is written
+    fits = usd_files.size_of(gaussians, sources.collision) <= usd_files.LARGEST_PACKAGE
+    return [
+        Step("splat.ply", no_splat, of_gaussians(splat_files.save_ply)),
+        Step("splat.spz", off(web, "web") or no_splat, of_gaussians(splat_files.save_spz)),
+        Step("splat.splat", off(web, "web") or no_splat, of_gaussians(splat_files.save_splat)),
+        Step("points.ply", no_splat, of_gaussians(lambda g, file: splat_files.save_points(g.means, g.colors, file))),
+        Step("mesh.glb", no_mesh, lambda file, _: _save_mesh(file, mesh)),
+        Step("collision.glb", no_mesh, lambda file, _: _save_collision(file, sources.collision)),
+        Step("world.usdz" if fits else bundle.LAYER, off(usd, "usd") or nothing, write_usd),
+        Step("cameras.npz", no_cameras, of_cameras(lambda file: camera_files.save_npz(file, cameras))),
+        Step(
+            "camera_path.json",
+            no_cameras,
+            of_cameras(lambda file: camera_files.save_camera_path(file, path_of(cameras))),
+        ),
+        Step("colmap", off(colmap, "colmap") or no_cameras or no_pictures, write_colmap),
+        Step("flythrough.mp4", off(video, "video") or no_pictures, write_video),
+    ]
+
+
+def _require_usd() -> None:
+    try:
+        usd_files.require()
+    except ImportError as error:
+        raise ImportError(f"{error}; or switch `usd` off") from error
+
+
+def _write(place: Path, steps: list[Step]) -> tuple[dict[str, str], dict[str, str]]:
+    """What is in each file that was written, and why each other one was not."""
+    wanted = [step for step in steps if not step.lacking]
+    on_step, facts = types.progress(len(wanted)), {}
+    for done, step in enumerate(wanted):
+        on_step(done, len(wanted))
+        facts[step.name] = step.write(place / step.name, lambda picture, done=done: on_step(done, len(wanted), picture))
+    on_step(len(wanted), len(wanted))
+    return facts, {step.name: step.lacking for step in steps if step.lacking}
+
+
+def _counted(things, name: str) -> str:
+    return f"{len(things):,} {name}"
+
+
+def _save_mesh(file: Path, mesh: Types.MESH) -> str:
+    """The host's mesh as it is, with all that it carries; plain colours in linear light, as glTF wants them."""
+    vertices, faces, colors, uvs = get_mesh_batch_item(mesh, 0)
+    texture = None if mesh.texture is None else Image.fromarray(to_uint8(mesh.texture[0].cpu()).numpy())
+    if colors is not None and texture is None:
+        colors = torch.cat([_linear(colors[:, :3].float().clamp(0, 1)), colors[:, 3:]], 1)
+    save_glb(vertices, faces, str(file), None, uvs, colors, texture, mesh.unlit)
+    return f"{_counted(vertices, 'vertices')}, {_counted(faces, 'faces')}"
+
+
+def _linear(colors: torch.Tensor) -> torch.Tensor:
+    """Of sRGB in 0..1."""
+    return torch.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+
+
+def _save_collision(file: Path, mesh: surface.Mesh) -> str:
+    vertices, faces, *_ = get_mesh_batch_item(meshes.to_mesh(mesh), 0)
+    save_glb(vertices, faces, str(file))
+    return _counted(faces, "faces")
+
+
+def _save_video(file: Path, pictures, fps: float, on_picture: Callable) -> str:
+    """H.264 in an mp4 that starts to play before all of it has come; an odd last row or column is left out, as it must."""
+    count, stream = 0, None
+    with av.open(str(file), "w", options={"movflags": "faststart"}) as container:
+        for picture in pictures:
+            height, width = (side // 2 * 2 for side in picture.shape[:2])
+            if stream is None:
+                stream = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1000))
+                stream.width, stream.height, stream.pix_fmt, stream.options = width, height, "yuv420p", {"crf": "18"}
+            frame = av.VideoFrame.from_ndarray(picture[:height, :width].cpu().contiguous().numpy(), "rgb24")
+            container.mux(stream.encode(frame))
+            on_picture(picture)
+            count += 1
+        container.mux(stream.encode(None))
+    return f"{count:,} frames, {count / fps:.3g} s"
+
+
+def _file(path: Path) -> Types.File3D | ExecutionBlocker:
+    """A file on disk, not read; where there is none, whoever wants it is told so."""
+    return Types.File3D(str(path)) if path.is_file() else ExecutionBlocker(f"the export has no {path.name}")
+
+
+def _shown(path: Path, folder: str, report: str) -> dict:
+    shown = {"text": (report,)}
+    if (path / "flythrough.mp4").is_file():
+        video = {"filename": "flythrough.mp4", "subfolder": folder, "type": "output"}
+        shown |= {"images": [video], "animated": (True,)}
+    return shown

@@ -1,0 +1,166 @@
+"""The surface of a world as a mesh: for collisions, for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from comfy.model_management import get_torch_device, intermediate_device
+from comfy_api.latest import Types, io
+
+from ..lyra_core import depth as depths
+from ..lyra_core import surface
+from ..lyra_core.camera import AXES_FLIP, Cameras
+from ..lyra_core.world import World, to_float
+from . import types
+
+
+def to_mesh(mesh: surface.Mesh) -> Types.MESH:
+    """The host's MESH: a batch of one in glTF axes (y up, z towards the viewer); unlit, as the colours are of photos.
+
+    The change of axes is half a turn, so faces keep their side.
+    """
+    return Types.MESH(
+        mesh.vertices[None] * mesh.vertices.new_tensor(AXES_FLIP),
+        mesh.faces[None],
+        vertex_colors=mesh.colors[None],
+        unlit=True,
+    )
+
+
+def from_mesh(mesh: Types.MESH) -> surface.Mesh:
+    """The first item of the host's MESH in OpenCV axes, without its padding; grey where it has no colours."""
+    vertices, faces = mesh.vertices[0].float(), mesh.faces[0].long()
+    if mesh.vertex_counts is not None:
+        vertices, faces = vertices[: int(mesh.vertex_counts[0])], faces[: int(mesh.face_counts[0])]
+    if not len(vertices) or not len(faces):
+        raise ValueError("this mesh is empty; it has no faces")
+    colors = torch.full_like(vertices, 0.5)
+    if mesh.vertex_colors is not None:
+        colors = mesh.vertex_colors[0, : len(vertices), :3].float()
+    return surface.Mesh(vertices * vertices.new_tensor(AXES_FLIP), faces, colors)
+
+
+class WorldMesh(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2WorldMesh",
+            display_name="Lyra 2 World Mesh",
+            category=types.CATEGORY,
+            description="The surface of a world as a coloured mesh, fused from the depths of all its keyframes. Connect a world, or "
+            "pictures with their cameras and depth. Save it with Save 3D Model.",
+            inputs=[
+                types.World.Input("world", optional=True),
+                io.Image.Input("images", optional=True, tooltip="Instead of a world, together with cameras and depth."),
+                types.Cameras.Input("cameras", optional=True, tooltip="Where each of the pictures was taken."),
+                types.Depth.Input("depth", optional=True, tooltip="One per picture, all of one scale."),
+                io.Float.Input(
+                    "voxel",
+                    default=0.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.001,
+                    round=False,
+                    tooltip="Size of the smallest detail in scene units. Larger is coarser and faster. 0: automatic, two pixels of "
+                    "the photo, more where that would take too much memory.",
+                ),
+                io.Boolean.Input(
+                    "invented", default=True, tooltip="Also what the preview made up. Off: only what the photo shows."
+                ),
+                io.Float.Input(
+                    "farthest",
+                    default=surface.FARTHEST,
+                    min=1.0,
+                    max=1000.0,
+                    step=0.5,
+                    advanced=True,
+                    tooltip="What lies farther than this many times the middle depth of its picture is left out: sky and far "
+                    "hills, of which one photo tells little.",
+                ),
+                io.Int.Input(
+                    "smallest",
+                    default=surface.SMALLEST,
+                    min=0,
+                    max=10_000_000,
+                    advanced=True,
+                    tooltip="Loose pieces of fewer faces than this are left out.",
+                ),
+            ],
+            outputs=[io.Mesh.Output(display_name="mesh"), io.String.Output(display_name="report")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        voxel=0.0,
+        invented=True,
+        farthest=surface.FARTHEST,
+        smallest=surface.SMALLEST,
+        world=None,
+        images=None,
+        cameras=None,
+        depth=None,
+    ) -> io.NodeOutput:
+        views = _views_of(world, images, cameras, depth, invented)
+        volume = surface.fuse(_on_device(views), voxel or None, farthest=farthest)
+        mesh = surface.extract(volume, smallest).to(intermediate_device())
+        return io.NodeOutput(to_mesh(mesh), _report(mesh, volume))
+
+
+def _views_of(
+    world: World | None, images: torch.Tensor | None, cameras: Cameras | None, depth: tuple | None, invented: bool
+) -> Iterator[tuple]:
+    """Views of the one source that is connected; ValueError for none, both, or an incomplete one."""
+    parts = {"images": images, "cameras": cameras, "depth": depth}
+    given = [name for name, part in parts.items() if part is not None]
+    if world is not None and not given:
+        return _world_views(world, invented)
+    if world is None and len(given) == len(parts):
+        return _posed_views(types.colour(images), cameras, depth)
+    if world is not None:
+        raise ValueError(f"a world and {', '.join(given)} are connected; a mesh is made of one or the other")
+    raise ValueError(
+        f"connect a world, or images, cameras and depth together; found {', '.join(given) or 'nothing connected'}"
+    )
+
+
+def _world_views(world: World, invented: bool) -> Iterator[tuple]:
+    """One view per keyframe, the photo first."""
+    on_step = types.progress(len(world.memory.keyframes))
+    for done, keyframe in enumerate(world.memory.keyframes):
+        picture = world.frame(keyframe.frame)
+        known = None if invented else ~world.invented(keyframe.frame)
+        yield to_float(picture), keyframe.depth, keyframe.camera, known
+        on_step(done + 1, len(world.memory.keyframes), picture)
+
+
+def _posed_views(images: torch.Tensor, cameras: Cameras, depth: tuple) -> Iterator[tuple]:
+    """One view per picture; its camera says where it was taken, in the picture's own pixels."""
+    if not len(images) == len(cameras) == len(depth):
+        raise ValueError(
+            f"{len(images)} pictures, {len(cameras)} cameras and {len(depth)} depths are not one view each; make the depth "
+            "from the same pictures and give the cameras they were taken from, or connect the world that they are frames of"
+        )
+
+    def views() -> Iterator[tuple]:
+        size, on_step = tuple(images.shape[1:3]), types.progress(len(images))
+        for index, image in enumerate(images):
+            yield image, depths.resized(depth[index], size).depth, cameras[index].resized(size)
+            on_step(index + 1, len(images), (image.clamp(0, 1) * 255).to(torch.uint8))
+
+    return views()
+
+
+def _on_device(views: Iterator[tuple]) -> Iterator[tuple]:
+    device = get_torch_device()
+    for image, depth, camera, *known in views:
+        yield image.to(device), depth.to(device), camera.to(device), *known
+
+
+def _report(mesh: surface.Mesh, volume: surface.Volume) -> str:
+    across, down, along = mesh.extent.tolist()
+    return (
+        f"{len(mesh)} faces, {len(mesh.vertices)} vertices, voxels of {volume.voxel:.4g} in {len(volume)} blocks; "
+        f"{across:.4g} wide, {down:.4g} high, {along:.4g} deep (scene units)"
+    )
