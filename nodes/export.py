@@ -274,18 +274,11 @@ def _counted(things, name: str) -> str:
 
 
 def _save_mesh(file: Path, mesh: Types.MESH) -> str:
-    """The host's mesh as it is, with all that it carries; plain colours in linear light, as glTF wants them."""
+    """The host's mesh as it is, with all that it carries."""
     vertices, faces, colors, uvs = get_mesh_batch_item(mesh, 0)
     texture = None if mesh.texture is None else Image.fromarray(to_uint8(mesh.texture[0].cpu()).numpy())
-    if colors is not None and texture is None:
-        colors = torch.cat([_linear(colors[:, :3].float().clamp(0, 1)), colors[:, 3:]], 1)
     save_glb(vertices, faces, str(file), None, uvs, colors, texture, mesh.unlit)
     return f"{_counted(vertices, 'vertices')}, {_counted(faces, 'faces')}"
-
-
-def _linear(colors: torch.Tensor) -> torch.Tensor:
-    """Of sRGB in 0..1."""
-    return torch.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
 
 
 def _save_collision(file: Path, mesh: surface.Mesh) -> str:

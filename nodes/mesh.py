@@ -18,12 +18,12 @@ from . import types
 def to_mesh(mesh: surface.Mesh) -> Types.MESH:
     """The host's MESH: a batch of one in glTF axes (y up, z towards the viewer); unlit, as the colours are of photos.
 
-    The change of axes is half a turn, so faces keep their side.
+    The change of axes is half a turn, so faces keep their side. Colours are in linear light there, as glTF wants them.
     """
     return Types.MESH(
         mesh.vertices[None] * mesh.vertices.new_tensor(AXES_FLIP),
         mesh.faces[None],
-        vertex_colors=mesh.colors[None],
+        vertex_colors=_linear(mesh.colors)[None],
         unlit=True,
     )
 
@@ -37,8 +37,18 @@ def from_mesh(mesh: Types.MESH) -> surface.Mesh:
         raise ValueError("this mesh is empty; it has no faces")
     colors = torch.full_like(vertices, 0.5)
     if mesh.vertex_colors is not None:
-        colors = mesh.vertex_colors[0, : len(vertices), :3].float()
+        colors = _displayed(mesh.vertex_colors[0, : len(vertices), :3].float().clamp(0, 1))
     return surface.Mesh(vertices * vertices.new_tensor(AXES_FLIP), faces, colors)
+
+
+def _linear(colors: torch.Tensor) -> torch.Tensor:
+    """Linear light of sRGB colours in 0..1."""
+    return torch.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+
+
+def _displayed(light: torch.Tensor) -> torch.Tensor:
+    """sRGB colours of linear light in 0..1."""
+    return torch.where(light <= 0.0031308, 12.92 * light, 1.055 * light.clamp_min(1e-9) ** (1 / 2.4) - 0.055)
 
 
 class WorldMesh(io.ComfyNode):

@@ -721,6 +721,12 @@ def test_axes_cross_both_ways(nodes, mesh):
     assert there.vertices[0, :, 1].argmax() == up
 
 
+def test_colours_are_linear_light_in_the_host_s_mesh_as_gltf_wants_them(nodes, mesh):
+    grey = replace(mesh, colors=torch.tensor([0.0, 0.02, 0.5]).expand_as(mesh.colors))
+    assert_close(nodes.to_mesh(grey).vertex_colors[0, 0], torch.tensor([0.0, 0.0015480, 0.2140411]))
+    assert_close(nodes.from_mesh(nodes.to_mesh(grey)).colors, grey.colors)
+
+
 def test_meshes_of_others_come_without_their_padding(nodes, mesh):
     theirs = nodes.to_mesh(mesh)
     theirs.vertices = torch.cat([theirs.vertices, torch.zeros(1, 5, 3)], 1)
@@ -757,4 +763,5 @@ def test_what_the_host_saves_opens_the_right_way_up(nodes, comfy_host, world):
         -1, 3
     )
     places = torch.from_numpy(np.array(loaded.vertices)).float() * torch.tensor([1.0, -1.0, -1.0])
-    assert np.abs(found - color_at(places).numpy()).max() < 0.05
+    displayed = np.where(found <= 0.0031308, 12.92 * found, 1.055 * found ** (1 / 2.4) - 0.055)
+    assert np.abs(displayed - color_at(places).numpy()).max() < 0.05
