@@ -173,6 +173,8 @@ def optimize(
 def _check(gaussians: Gaussians, images: Sequence[Tensor], cameras: Cameras, depths, steps: int) -> None:
     if not len(gaussians):
         raise ValueError("this splat is empty; there is nothing to fit")
+    if not all(torch.isfinite(field).all() for field in vars(gaussians).values()):
+        raise ValueError("some of these gaussians are not finite; Lyra2PruneSplat takes them out")
     if len(images) != len(cameras) or (depths is not None and len(depths) != len(cameras)):
         counts = f"{len(images)} images, {len(cameras)} cameras" + ("" if depths is None else f", {len(depths)} depths")
         raise ValueError(f"{counts}: one of each for every frame is needed")
@@ -180,6 +182,8 @@ def _check(gaussians: Gaussians, images: Sequence[Tensor], cameras: Cameras, dep
         raise ValueError("one image leaves none to hold out; give 2 or more, better 30")
     if tuple(images[0].shape[:2]) != cameras.size:
         raise ValueError(f"the images are {tuple(images[0].shape[:2])}, the cameras for {cameras.size}; scale the images")
+    if depths is not None and any(depth is not None and tuple(depth.shape) != cameras.size for depth in depths):
+        raise ValueError(f"depths must be {cameras.size} as the images are; resize them")
     if steps < 1:
         raise ValueError(f"{steps} steps change nothing; give 1 or more")
 

@@ -135,8 +135,9 @@ def reconstruct(
     def found(chunk: Sequence[int]) -> _Part:
         pictures = frames(chunk)
         first = look(pictures, None, False)
-        told = (first if to_metres is None else to_metres(pictures, first)).cameras
-        return _placed(look(pictures, told, True), told, None, alignment, follow, largest, harmonics)
+        first = first if to_metres is None else to_metres(pictures, first)
+        again = look(pictures, first.cameras, True)
+        return _placed(again, first.cameras, first.depth, alignment, follow, largest, harmonics)
 
     parts = None
     if cameras is not None and poses != "network":
@@ -193,6 +194,7 @@ def _placed(
 ) -> _Part:
     """What the network says of frames, in the world of the cameras it was told of."""
     predicted, note = views.cameras, ""
+    told = replace(told, w2c=told.w2c.to(views.depth), K=told.K.to(views.depth))  # the network's precision and device
     try:
         fit = recon.align(told, predicted, how)
     except ValueError as problem:

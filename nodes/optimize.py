@@ -62,7 +62,8 @@ class OptimizeSplat(io.ComfyNode):
             gaussians = from_splat(splat)
             free_memory(BYTES_PER_GAUSSIAN * len(gaussians), device)
             gaussians = Gaussians(*(field.clone().to(device) for field in vars(gaussians).values()))
-            cameras = Cameras(cameras.w2c.clone().to(device), cameras.K.clone().to(device), cameras.size)
+            like = gaussians.means
+            cameras = Cameras(cameras.w2c.clone().to(like), cameras.K.clone().to(like), cameras.size)
             images = types.colour(images).clone()
             depths = depths and [each.clone() for each in depths]
             found = optimize(

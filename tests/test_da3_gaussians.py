@@ -303,6 +303,86 @@ def reconstructor_of(folder, tiny_models):
     return module.load(tiny_models.write_da3_gaussians(folder / "giant.safetensors"), dtype=torch.float32)
 
 
+@pytest.fixture(scope="module")
+def metric(comfy_host, tiny_models, tmp_path_factory):
+    """A network for single frames that sees sky, as the metric one; its random sky is everywhere, so none is."""
+    import comfy.sd
+
+    file = tiny_models.write_da3(tmp_path_factory.mktemp("metric") / "mono.safetensors")
+    model = comfy.sd.load_diffusion_model(str(file))
+    network = model.model.diffusion_model
+    network.register_forward_hook(lambda module, args, found: {**found, "sky": 0 * found["sky"]})
+    return model
+
+
+@pytest.mark.parametrize("size", [(60, 90), (90, 60), (33, 50)])  # the last one is another size when fitted twice
+def test_metres_are_those_of_a_second_network_that_sees_each_frame_alone(reconstructor, patcher, metric, size):
+    pictures = frames(3, size)
+    views = reconstructor.Reconstructor(patcher)(pictures, None, False)
+    moved = reconstructor.metres(metric)(pictures, views)
+    scale = float(moved.depth.median() / views.depth.median())
+    assert_close(moved.depth, scale * views.depth)
+    assert_close(moved.cameras.centers, scale * views.cameras.centers)
+    assert_close(moved.cameras.K, views.cameras.K)
+    assert moved.cameras.size == size
+    longest = max(views.depth.shape[1:])
+    pixels = reconstructor.preprocess.preprocess_image(pictures, longest)
+    with torch.no_grad():
+        alone = torch.cat([metric.model.diffusion_model(picture[None, None])["depth"] for picture in pixels])
+    focal = views.cameras.resized(tuple(pixels.shape[2:])).K.diagonal(dim1=1, dim2=2)[:, :2].mean(1)
+    expected = (alone * focal[:, None, None] / 300).mean() / views.depth.mean()
+    assert scale == pytest.approx(float(expected), rel=0.1)  # both depths are nearly the same everywhere
+
+
+def test_an_interrupt_ends_metres_between_frames(reconstructor, patcher, metric, monkeypatch):
+    views = reconstructor.Reconstructor(patcher)(frames(3), None, False)
+    seen = []
+
+    def stop():
+        seen.append(1)
+        if len(seen) == 2:
+            raise InterruptedError
+
+    monkeypatch.setattr(reconstructor.management, "throw_exception_if_processing_interrupted", stop)
+    with pytest.raises(InterruptedError):
+        reconstructor.metres(metric)(frames(3), views)
+
+
+def test_the_longest_side_is_as_asked_and_the_gaussians_are_as_coarse_as_asked(reconstructor, patcher):
+    views = reconstructor.Reconstructor(patcher, 1, 42)(frames(2), None, True)
+    assert views.depth.shape == (2, 28, 42) and views.raw.shape == (2, 28, 42, 37)
+    assert views.cameras.size == (60, 90)
+    with pytest.raises(ValueError, match="every 0 pixels"):
+        reconstructor.Reconstructor(patcher, 0)
+
+
+def test_the_network_is_told_of_cameras_in_the_pixels_that_it_sees(reconstructor, patcher, monkeypatch):
+    told = []
+    forward = patcher.model.diffusion_model.forward
+    monkeypatch.setattr(
+        patcher.model.diffusion_model, "forward", lambda *args, **kwargs: told.append(kwargs) or forward(*args, **kwargs)
+    )
+    reconstructor.Reconstructor(patcher)(frames(3, (90, 60)), path(3, (90, 60)), False)
+    K = path(3, (90, 60)).resized((84, 56)).K
+    assert_close(told[0]["intrinsics"], K[None])
+    assert told[0]["extrinsics"].shape == (1, 3, 4, 4) and told[0]["down_ratio"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("depth", "depth is not finite.*bf16 or fp32"), ("extrinsics", "no cameras for these 3 frames")]
+)
+def test_numbers_that_overflowed_are_refused(reconstructor, patcher, monkeypatch, name, message):
+    forward = patcher.model.diffusion_model.forward
+
+    def broken(*args, **kwargs):
+        found = forward(*args, **kwargs)
+        return {**found, name: found[name] * float("nan")}
+
+    monkeypatch.setattr(patcher.model.diffusion_model, "forward", broken)
+    with pytest.raises(ValueError, match=message):
+        reconstructor.Reconstructor(patcher)(frames(3), None, False)
+
+
 def test_it_estimates_depth_for_the_loop(patcher, comfy_host):
     estimators = importlib.import_module("lyra_core.models.depth_estimators")
     cameras = path(3, (60, 90))
@@ -362,6 +442,86 @@ def test_long_videos_come_in_chunks(nodes, model):
     assert "frames 4 to 11: joined" in report and "in 2 chunks" in report
 
 
+def grown(turn, depth=5.0, size=(48, 64)):
+    """A previewed world of 9 frames, whose cameras turn without moving; its second photo shows something else."""
+    core = {name: importlib.import_module(f"lyra_pack.lyra_core.{name}") for name in ("camera", "preview", "world")}
+    camera = core["camera"].pinhole(size, 60.0)
+    photo = torch.rand(*size, 3, generator=torch.Generator().manual_seed(3))
+    other = (0.5 * photo, torch.full(size, 77.0), camera)
+    begun = core["world"].begin(photo, torch.full(size, depth), camera, [other])
+    angles = torch.linspace(0, turn, 9)
+    w2c = torch.eye(4).repeat(9, 1, 1)
+    w2c[:, 0, 0], w2c[:, 0, 2], w2c[:, 2, 0], w2c[:, 2, 2] = angles.cos(), -angles.sin(), angles.sin(), angles.cos()
+    trajectory = core["camera"].Cameras(w2c, camera.K.repeat(9, 1, 1), size)
+    return core["preview"].explore(begun, trajectory, chunk_frames=8, count=0)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (64, 48)])
+def test_the_known_depth_of_a_world_gives_the_scale_where_its_cameras_stand_still(nodes, model, size):
+    small, large = (grown(0.1, depth, size) for depth in (5.0, 10.0))
+    splat, cameras, views, view_cameras, depth, report = nodes.Reconstruct.execute(
+        model, world=small, poses="given", views=5
+    ).args
+    assert "scale from the known depth" in report
+    assert [each.source for each in depth] == ["frame 0", "frame 2", "frame 4", "frame 6", "frame 8"]
+    assert_close(views, torch.stack([small.frame(frame).float() / 255 for frame in (0, 2, 4, 6, 8)]))
+    known = {keyframe.frame: keyframe.depth for keyframe in small.memory.keyframes}
+    ratios = torch.cat([(depth[i].depth / known[frame]).flatten() for i, frame in ((0, 0), (4, 8))])
+    assert ratios.median() == pytest.approx(1, rel=0.03)
+    assert cameras.size == view_cameras.size == depth[0].size == size and len(cameras) == 9
+    assert_close(view_cameras.K, small.cameras.K[:5])
+    assert_close(depth[0].K, small.cameras.K[0], rtol=1e-5, atol=1e-4)
+    again = nodes.Reconstruct.execute(model, world=large, poses="given", views=5).args[0]
+    assert again.positions.abs().median() == pytest.approx(2 * float(splat.positions.abs().median()), rel=0.02)
+
+
+def test_options_reach_the_network_and_the_gaussians(nodes, model):
+    world = grown(0.1)
+    plain, fine, all_of_them, wide, followed = (
+        nodes.Reconstruct.execute(model, world=world, poses="given", views=2, **options).args
+        for options in (
+            {},
+            {"spacing": 1, "resolution": 42, "trim_border": False},
+            {"trim_border": False, "harmonics": True},
+            {"largest": 2.0, "trim_border": False},
+            {"follow": "given", "alignment": "orientation"},
+        )
+    )
+    assert plain[0].positions.shape[1] == 2 * 21 * (35 - 2)
+    assert fine[0].positions.shape[1] == 2 * 28 * 42
+    assert all_of_them[0].positions.shape[1] == 2 * 21 * 35
+    assert plain[0].sh.shape[2] == 1 and all_of_them[0].sh.shape[2] == 9
+    assert_close(wide[0].scales, 2 * all_of_them[0].scales, rtol=1e-3, atol=1e-6)
+    assert_close(followed[3].w2c, world.cameras[[0, 8]].w2c)
+    assert not torch.allclose(plain[3].w2c, world.cameras[[0, 8]].w2c, atol=1e-4)
+
+
+def test_a_metric_model_gives_the_size_and_a_model_without_metres_is_refused(nodes, model, metric):
+    def positions(times):
+        """All of them, by a metric network that says everything is so far away."""
+        hook = metric.model.diffusion_model.register_forward_hook(
+            lambda module, args, found: {**found, "depth": times * found["depth"]}
+        )
+        splat = nodes.Reconstruct.execute(model, images=frames(3, (33, 50)), metric_model=metric).args[0]
+        hook.remove()
+        return splat.positions
+
+    near = positions(50)  # the network does not tell paths apart that are longer than a tenth of a unit
+    assert_close(positions(200), 4 * near, rtol=1e-3, atol=1e-3 * float(near.abs().max()))
+    with pytest.raises(ValueError, match="no metres"):
+        nodes.Reconstruct.execute(model, images=frames(3, (33, 50)), metric_model=model)
+
+
+def test_cameras_may_be_more_exact_than_the_network(nodes, model):
+    double = path(4)
+    double = type(double)(double.w2c.double(), double.K.double(), double.size)
+    plain, exact = (
+        nodes.Reconstruct.execute(model, images=video(4), cameras=cameras, poses="given", follow="given").args[0]
+        for cameras in (path(4), double)
+    )
+    assert_close(exact.positions, plain.positions, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -371,8 +531,20 @@ def test_long_videos_come_in_chunks(nodes, model):
         ({"images": video(4), "cameras": path(4, (60, 90))}, r"\(60, 90\), the images are \(56, 84\)"),
         ({"images": video(4), "poses": "given"}, "no cameras to follow"),
         ({"images": torch.rand(4, 56, 84, 2)}, "1, 3 or 4 channels"),
+        ({"images": video(4), "world": ...}, "either a world or the images"),
+        ({"world": ..., "cameras": path(9)}, "a world has cameras of its own"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(nodes, model, inputs, message):
+    if "world" in inputs:
+        inputs = {**inputs, "world": grown(0.1)}
     with pytest.raises(ValueError, match=message):
         nodes.Reconstruct.execute(model, **inputs)
+
+
+def test_pictures_with_transparency_are_taken_without_it(nodes, model):
+    pictures = video(3)
+    clear = torch.cat([pictures, torch.rand(3, 56, 84, 1)], 3)
+    plain, found = (nodes.Reconstruct.execute(model, images=images).args for images in (pictures, clear))
+    assert_close(found[0].positions, plain[0].positions)
+    assert_close(found[2], pictures)

@@ -1,4 +1,4 @@
-"""Measures cost: `python tools/bench.py [warp] [retrieval] [preview] [revisit] [memory] [model] [loop] [splats] [all by default]`.
+"""Measures cost: `python tools/bench.py [warp] [retrieval] [preview] [revisit] [memory] [model] [loop] [recon] [all by default]`.
 
 Scenes and weights are made up on the spot. Every bar is a ratio or a count that holds on any machine; seconds are only
 printed. Exit status 1 if a bar is missed. The benches are in benches/.
@@ -13,7 +13,12 @@ from importlib import import_module
 import host
 from benches import Result
 
-MODULES = {"geometry": ("warp", "retrieval", "preview", "revisit", "memory"), "model": ("model",), "loop": ("loop",), "splats": ("splats",)}
+MODULES = {
+    "geometry": ("warp", "retrieval", "preview", "revisit", "memory"),
+    "model": ("model",),
+    "loop": ("loop",),
+    "recon": ("recon",),
+}
 NAMES = [name for names in MODULES.values() for name in names]
 
 

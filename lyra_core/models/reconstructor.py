@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..camera import Cameras
+from ..depth_alignment import stretched
 from ..reconstruct import Views, in_metres
 from .da3_gaussians import Da3Gaussians, OnStep
 from .depth_estimators import camera_conditions, longest_side, predicted_cameras
@@ -78,7 +79,9 @@ def metres(model: ModelPatcher) -> Callable[[Tensor, Views], Views]:
         for picture in pixels:
             management.throw_exception_if_processing_interrupted()
             found.append(network(picture[None, None].to(model.load_device, network.dtype or torch.float32)))
-        metric, sky = (torch.cat([seen[name].float().cpu() for seen in found]) for name in ("depth", "sky"))
+        # fitted to 14s twice, the size may be another one
+        size = tuple(views.depth.shape[1:])
+        metric, sky = (stretched(torch.cat([seen[name].cpu() for seen in found]), size) for name in ("depth", "sky"))
         seen = Views(views.depth, views.confidence, views.cameras.resized(tuple(pixels.shape[2:])))
         moved, _ = in_metres(seen, metric, sky)
         return Views(moved.depth, moved.confidence, Cameras(moved.cameras.w2c, views.cameras.K, views.cameras.size))

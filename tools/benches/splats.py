@@ -85,6 +85,3 @@ def memory() -> Result:
     allowed = BLOCK_MIB + MARGIN
     bar = f"<= block of {BLOCK_MIB:.1f} + {MARGIN:.0f} MiB"
     return Result("splats: peak memory of a save above the gaussians", f"{above:.1f} MiB", bar, above <= allowed)
-
-
-BENCHES = {"splats": bench_splats}

@@ -110,6 +110,3 @@ def memory() -> Iterator[Result]:
         "surface: peak memory of fusing", f"{above:.0f} MiB", f"<= blocks + {MARGIN:.0f} MiB", above <= kept + MARGIN
     )
     yield Result("surface: of that blocks; a dense grid would be", f"{kept:.0f} MiB {dense:.0f} MiB")
-
-
-BENCHES = {"surface": bench_surface}
