@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 
 import pytest
@@ -93,7 +94,9 @@ def test_a_tuned_part_is_completed_by_its_base(da3, weights, published, tmp_path
     tuned = {name: weight + 1 for name, weight in published.items() if name.startswith(("gs_head.", "head."))}
     save_file(prefixed(tuned, "model.da3."), part)
     save_file(prefixed(published, "da3."), base)
-    found = da3.released_weights(part, base)
+    steps = []
+    found = da3.released_weights(part, base, on_step=lambda done, total: steps.append((done, total)))
+    assert steps[-1][0] == steps[-1][1] == sum(weight.nbytes for weight in published.values())
     assert_loaded(found, {name: w + 1 if name.startswith(("gs_head.", "head.")) else w for name, w in weights.items()})
 
 
@@ -177,7 +180,7 @@ def test_depth_and_cameras_are_those_of_the_host_s_network(da3, network, weights
     missing, _ = theirs.load_state_dict({k: w for k, w in weights.items() if not k.startswith("gs_head.")}, strict=False)
     assert not missing
     for block in theirs.cam_enc.trunk:
-        block.attn.num_heads = da3.CAMERA_HEADS
+        block.attn.num_heads = 16  # as it was trained, whatever the width
     cameras = {"extrinsics": path().w2c[None], "intrinsics": path().K[None]} if told else {}
     with torch.no_grad():
         found, expected = network(pictures(), **cameras), theirs(pictures(), **cameras)
@@ -189,6 +192,7 @@ def test_telling_the_network_of_cameras_changes_what_it_says(network):
     with torch.no_grad():
         plain = network(pictures())
         told = network(pictures(), path().w2c[None], path().K[None])
+        assert_close(network(pictures(), path().w2c[None])["depth"], plain["depth"])  # a camera without a lens is none
     assert (plain["depth"] - told["depth"]).abs().max() > 1e-3
 
 
@@ -225,6 +229,25 @@ def test_the_grid_of_gaussians_is_as_coarse_as_asked(network, ratio, grid):
     assert found["density"].min() >= 0 and found["density"].max() <= 1
 
 
+def test_the_gaussian_head_is_the_host_s_with_the_whole_picture_added(network, monkeypatch):
+    from comfy.ldm.depth_anything_3.dpt import DPT
+
+    head, seen = network.gs_head, []
+    random = torch.Generator().manual_seed(4)
+    features = [torch.randn(2, 24, 768, generator=random) for _ in range(4)]
+    monkeypatch.setattr(head, "down_ratio", 2)
+    hook = head.scratch.output_conv2.register_forward_hook(lambda module, args, answer: seen.append((args[0], answer)))
+    with torch.no_grad():
+        raw, density = head(features, pictures(2)[0], 2)
+        with contextlib.suppress(RuntimeError):  # in the end it wants one number a pixel
+            DPT.forward(head, [(level[None],) for level in features], *SIZE)
+        looked = torch.nn.functional.adaptive_avg_pool2d(head.images_merger(pictures(2)[0]), (28, 42))
+    hook.remove()
+    (ours, answer), (theirs, _) = seen
+    assert_close(ours, theirs + looked)
+    assert_close(torch.cat([raw, density[..., None].logit()], -1), answer.movedim(1, -1), rtol=1e-4, atol=1e-4)
+
+
 def test_in_half_precision_only_the_backbone_is_half(da3, published, tmp_path):
     file = tmp_path / "model.safetensors"
     save_file(published, file)
@@ -235,6 +258,20 @@ def test_in_half_precision_only_the_backbone_is_half(da3, published, tmp_path):
         found = network(pictures(3).bfloat16(), path(3).w2c[None], path(3).K[None], down_ratio=2)
     assert {value.dtype for value in found.values()} == {torch.float32}
     assert all(torch.isfinite(value).all() for value in found.values())
+
+
+def test_what_the_device_is_best_at_is_the_default_and_widths_that_the_host_does_not_know_are_refused(
+    da3, weights, tmp_path, monkeypatch
+):
+    file, asked = tmp_path / "model.safetensors", []
+    save_file(weights, file)
+    monkeypatch.setattr(da3.management, "should_use_bf16", lambda device: True)
+    monkeypatch.setattr(
+        da3.comfy.sd, "load_diffusion_model_state_dict", lambda *args, model_options: asked.append(model_options["dtype"])
+    )
+    with pytest.raises(ValueError, match="no Depth Anything 3 of width 384"):
+        da3.load(file)
+    assert asked == [torch.bfloat16]
 
 
 def test_memory_grows_with_the_views_and_heads_by_groups(network):

@@ -299,17 +299,38 @@ def test_what_is_far_from_the_middle_goes_wherever_the_scene_stands():
         without_outliers(gaussians, 1.0)
 
 
+def test_the_farthest_that_stay_are_exactly_so_many_times_as_far_and_equal_ones_are_no_outliers():
+    gaussians = random_gaussians(9)
+    means = torch.zeros(9, 3)
+    means[:, 0] = torch.tensor([0, 1, -1, 1, -1, 1, 10, -1, -10.01])
+    left = without_outliers(replace(gaussians, means=means), 10.0)
+    torch.testing.assert_close(left.means, means[:8])
+    assert len(without_outliers(replace(gaussians, means=torch.ones(9, 3)), 2.0)) == 9
+
+
 @pytest.mark.parametrize("count", [1, 50, 700])
-def test_as_many_are_left_as_asked_for_and_hardly_fewer(count):
+@pytest.mark.parametrize("shape", ["cloud", "flat", "with two far away"])
+def test_as_many_are_left_as_asked_for_and_hardly_fewer(count, shape):
     gaussians = random_gaussians(2000)
-    left = at_most(gaussians, count)
-    assert 0.85 * count - 5 <= len(left) <= count
+    means = gaussians.means * torch.tensor([1.0, 1.0, 0.0 if shape == "flat" else 1.0])
+    means[:2, 0] *= 1e4 if shape == "with two far away" else 1
+    left = at_most(replace(gaussians, means=means), count)
+    assert 0.95 * count - 3 <= len(left) <= count
+
+
+def test_only_those_that_nearly_coincide_become_one_where_that_is_enough():
+    gaussians = random_gaussians(30)
+    means = gaussians.means.double()
+    means[29] = means[28] + 1e-9
+    left = at_most(replace(gaussians, means=means.float().double()), 29)
+    torch.testing.assert_close(left.means[:28], means[:28].float().double())
+    assert len(left) == 29
 
 
 def test_few_enough_stay_as_they_are_and_equal_ones_become_one():
     gaussians = random_gaussians(20)
     assert at_most(gaussians, 20) is gaussians
     same = replace(gaussians, means=torch.ones(20, 3))
-    assert len(at_most(same, 5)) == 1
+    assert len(at_most(same, 5)) == 1 and at_most(same, 20) is same
     with pytest.raises(ValueError, match="1 or more"):
         at_most(gaussians, 0)

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
-LEAST = 360  # checks in that folder when it was cut; a check that silently no longer happens is missed here
+LEAST = 440  # checks in that folder when it was cut; a check that silently no longer happens is missed here
 
 
 def compare(project: Path, folder: Path) -> tuple[int, list[str]]:
@@ -86,6 +86,11 @@ def corrupted(tmp_path):
         for file in (GOLDEN / "model").glob(f"{name}.*"):
             shutil.copy(file, (root / "model").mkdir(exist_ok=True) or root / "model")
     change_tensor(root / "model/c_small_spec_expected.safetensors", "out", nudge)
+    (root / "gsrecon").mkdir()
+    for name, key in (("backbone_tiny", "cam_feat2"), ("gs_post_aligned_dr2", "scales"), ("ownership", "masks")):
+        shutil.copy(GOLDEN / "gsrecon" / f"{name}.npz", root / "gsrecon")
+        wrong = np.logical_not if key == "masks" else nudge
+        change_array(root / "gsrecon" / f"{name}.npz", key, wrong)
     (root / "traj/ground.npz").write_bytes((root / "traj/ground.npz").read_bytes()[:9000])
     return root
 
@@ -97,14 +102,20 @@ def test_one_wrong_number_fails_its_check_and_no_other(project, corrupted):
     # a wrong output is found bare and through the host; bfloat16 has a wider limit
     model = [line for line in failed if line.startswith("model/")]
     assert {line.split()[2] for line in model} == {"out", "out_apply_model"}
-    failed = [line for line in failed if line not in model]
+    gsrecon = [line for line in failed if line.startswith("gsrecon/")]
+    assert [line.split()[:3] for line in gsrecon[:2]] == [
+        ["gsrecon/backbone_tiny", "cam", "feat2"],
+        ["gsrecon/gs_post_aligned_dr2", "*", "scales"],
+    ]
+    assert {line.split()[0] for line in gsrecon[2:]} == {"gsrecon/ownership"}
+    failed = [line for line in failed if line not in model + gsrecon]
     assert [line.split()[0] for line in failed] == ["arloop/a_forward_warp"] * 2 + ["arloop/b_retrieval"] * 2 + [
         "traj/captions",
         "traj/custom",
         "traj/ground",
     ]
     assert " world_points " in failed[0] and " depth_warp_batch " in failed[1] and "raised[" in failed[-1]
-    assert lines[-1].split(", ")[1] == "9 failed"
+    assert lines[-1].split(", ")[1] == f"{9 + len(gsrecon)} failed"
     assert sum(line.endswith(" ok") for line in lines) > 30
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch.testing import assert_close
 
+from lyra_core import recon
 from lyra_core.camera import Cameras, pinhole, pixel_grid
-from lyra_core.gaussian_adapter import on_grid
-from lyra_core.recon import UNMOVED, Similarity, disagreement
+from lyra_core.gaussian_adapter import LARGEST, on_grid
+from lyra_core.recon import UNMOVED, Similarity, align, disagreement
 from lyra_core.reconstruct import BORDER, FRAMES_AT_ONCE, Views, chunks_of, in_metres, inside_border, reconstruct
 
 SIZE, GRID = (48, 64), (24, 32)
@@ -82,6 +84,22 @@ def turned(cameras: Cameras, degrees: float) -> Cameras:
     return replace(cameras, w2c=w2c)
 
 
+def aside(cameras: Cameras, degrees: float) -> Cameras:
+    """Every camera looks that far to the same side."""
+    turn = torch.eye(4, dtype=torch.float64)
+    turn[:3, :3] = torch.from_numpy(Rotation.from_rotvec([0, math.radians(degrees), 0]).as_matrix())
+    return replace(cameras, w2c=turn @ cameras.w2c)
+
+
+class Askew(Oracle):
+    """Takes the frames of cameras it is told of to look aside, every time to the other one."""
+
+    def __call__(self, frames, told, gaussians):
+        views = super().__call__(frames, told, gaussians)
+        looks = sum(known is not None for _, known, _ in self.asked)
+        return views if told is None else replace(views, cameras=aside(views.cameras, -2.0 if looks % 2 else 2.0))
+
+
 def assert_on_sphere(found, radius=RADIUS):
     assert_close(found.gaussians.means.norm(dim=1), torch.full((len(found.gaussians),), radius, dtype=torch.float64))
 
@@ -127,8 +145,30 @@ def test_each_frame_s_gaussians_are_there_once_although_chunks_overlap():
     one = reconstruct(oracle, oracle.frames, [range(28)], truth, poses="given", trim=False)
     two = reconstruct(oracle, oracle.frames, plan, truth, poses="given", trim=False)
     assert 0.3 * len(one.gaussians) < len(two.gaussians) <= len(one.gaussians)
+    scale, gap = re.search(r"joined, (\S+) times as large, (\S+) apart", "".join(two.report)).groups()
+    assert float(scale) == 1 and float(gap) < 1e-6
     together = torch.cat([one.gaussians.means, two.gaussians.means]).mul(1e4).round()
     assert len(together.unique(dim=0)) == len(one.gaussians.means.mul(1e4).round().unique(dim=0))
+
+
+def test_where_chunks_meet_those_are_kept_that_are_seen_from_nearest_or_nearly_so():
+    truth = path("loop", 28)
+    truth = replace(
+        truth, K=truth.K * torch.linspace(1, 1.3, 28)[:, None, None] ** torch.tensor([[1], [1], [0]])
+    )  # zooms
+    oracle = Oracle(truth)
+    one = reconstruct(oracle, oracle.frames, [range(28)], truth, poses="given", trim=False).gaussians.means
+    two = reconstruct(oracle, oracle.frames, [range(16), range(12, 28)], truth, poses="given", trim=False)
+
+    def expected(tolerance):
+        views, parts = [truth[:16], truth[16:]], one.split([16 * PIXELS, 12 * PIXELS])
+        kept = [recon.owned(means, owner, views, tolerance) for owner, means in enumerate(parts)]
+        return one[torch.cat(kept)]
+
+    assert_close(two.gaussians.means, expected(0.1 * float(distances(truth[:16]).median())))
+    assert len({len(expected(tolerance)) for tolerance in (0.0, 0.1, 0.1 * RADIUS, RADIUS)}) == 4
+    assert_close(two.cameras.K, truth.K)
+    assert two.report[-1].startswith(f"{len(two.gaussians):,} gaussians of {28 * PIXELS:,}, from 28 frames in 2 chunks")
 
 
 @pytest.mark.parametrize("kind", ["rotation", "still"])
@@ -141,7 +181,7 @@ def test_where_cameras_stand_still_the_known_depth_gives_the_scale(kind):
         oracle, oracle.frames, [range(12)], truth, lambda wanted: depth[list(wanted)], poses="given", trim=False
     )
     assert_on_sphere(found)
-    assert "scale from the known depth" in found.report[0]
+    assert found.report[0].startswith("frames 0 to 11: ") and "scale from the known depth" in found.report[0]
 
 
 def test_where_cameras_stand_still_and_no_depth_is_known_the_scale_is_the_network_s_and_the_report_says_so():
@@ -164,6 +204,67 @@ def test_frames_are_taken_to_be_where_the_network_saw_them_or_where_the_cameras_
     assert_close(given.cameras.w2c, told.w2c)
 
 
+@pytest.mark.parametrize("poses", ["given", "network"])
+@pytest.mark.parametrize("alignment", ["orientation", "centers"])
+def test_what_is_aligned_is_where_cameras_look_or_where_they_stand(alignment, poses):
+    truth = path("loop", 12)
+    oracle = Askew(truth)
+    cameras = truth if poses == "given" else None
+    found = reconstruct(oracle, oracle.frames, [range(12)], cameras, alignment=alignment, trim=False)
+    told = oracle.asked[-1][1]
+    away = (found.cameras.centers - told.centers).norm(dim=1).max()
+    away = away / (told.centers - told.centers.mean(0)).norm(dim=1).max()
+    turn = disagreement(found.cameras, told, UNMOVED)[1]
+    expected = (0, 2.0) if alignment == "centers" else (2 * math.sin(math.radians(1)), 0)
+    assert (float(away), turn) == pytest.approx(expected, abs=5e-4)
+
+
+@pytest.mark.parametrize("poses", ["given", "network"])
+def test_chunks_with_few_points_join_by_the_same_alignment(poses, monkeypatch):
+    monkeypatch.setattr(recon, "ENOUGH", 10**9)
+    truth = path("loop", 28)
+    oracle = Askew(truth)
+    cameras = truth if poses == "given" else None
+    found = reconstruct(oracle, oracle.frames, chunks_of(28, 16, 2, 4), cameras, alignment="centers", trim=False)
+    assert disagreement(found.cameras, truth, align(found.cameras, truth, "centers"))[0] < 1e-8
+
+
+@pytest.mark.parametrize("poses", ["given", "network"])
+def test_whoever_finds_the_cameras_the_options_of_the_gaussians_hold(poses):
+    truth = path("loop", 4)
+    oracle = Askew(truth)
+    cameras = truth if poses == "given" else None
+    options = {"follow": "given", "largest": 2 * LARGEST, "harmonics": True}
+    found = reconstruct(oracle, oracle.frames, [range(4)], cameras, **options)
+    assert_close(found.cameras.w2c, oracle.asked[-1][1].w2c)
+    assert found.gaussians.sh.shape[1] == 9
+    oracle = Askew(truth)
+    small = reconstruct(oracle, oracle.frames, [range(4)], cameras, follow="given")
+    assert_close(found.gaussians.scales, 2 * small.gaussians.scales, rtol=1e-6, atol=0)
+
+
+def test_cameras_come_in_the_precision_of_the_network():
+    truth = path("loop", 12)
+    told = replace(truth, w2c=truth.w2c.float(), K=truth.K.float())
+    for follow in ("predicted", "given"):
+        oracle = Oracle(truth)
+        found = reconstruct(oracle, oracle.frames, [range(12)], told, poses="given", follow=follow, trim=False)
+        assert found.cameras.w2c.dtype == found.cameras.K.dtype == torch.float64
+        assert_close(found.gaussians.means.norm(dim=1).mean(), torch.tensor(RADIUS).double(), rtol=1e-5, atol=0)
+
+
+def test_known_depth_may_have_another_size_and_be_wrong_here_and_there():
+    truth = path("rotation", 8)
+    oracle = Oracle(truth)
+    depth = distances(truth).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    depth[:, 1::2], depth[:, :, 1::2] = 0, 0  # between the pixels that the network sees nothing is known
+    depth[:, :10] *= 1e-3
+    found = reconstruct(
+        oracle, oracle.frames, [range(8)], truth, lambda wanted: depth[list(wanted)], poses="given", trim=False
+    )
+    assert_on_sphere(found)
+
+
 # ------------------------------------------------------------------------------------------- cameras that don't fit
 
 
@@ -184,6 +285,17 @@ def test_auto_lets_the_network_find_the_cameras_if_the_frames_move_otherwise():
     w2c[10:, 0, 3] += 2.0  # on a path of 6 scene units
     reconstruct(oracle, oracle.frames, [range(20)], replace(truth, w2c=w2c), trim=False)
     assert [told is None for _, told, _ in oracle.asked] == [False, True, False]
+
+
+@pytest.mark.parametrize("seed", [0, 3, 5])
+@pytest.mark.parametrize(("way", "looks"), [(0.012, 1), (0.018, 3)])
+def test_cameras_that_stand_still_may_waver_by_a_share_of_the_depth(seed, way, looks):
+    told = path("rotation", 12)
+    w2c = told.w2c.clone()
+    w2c[::2, 1, 3], w2c[1::2, 1, 3] = way, -way  # 5 % of a tenth of the depth are 0.015
+    oracle, depth = Oracle(replace(told, w2c=w2c), seed), distances(told)
+    reconstruct(oracle, oracle.frames, [range(12)], told, lambda wanted: depth[list(wanted)], trim=False)
+    assert len(oracle.asked) == looks
 
 
 def test_given_cameras_are_followed_whatever_the_frames_say_and_the_report_tells_how_far_off_they_are():
@@ -217,10 +329,11 @@ def test_without_cameras_the_network_finds_them_and_is_then_told_of_them():
     assert_close(radii, radii.mean().expand_as(radii), rtol=1e-5, atol=0)
 
 
-def test_what_the_network_finds_is_laid_over_the_given_cameras():
+@pytest.mark.parametrize("plan", [[range(20)], [range(12), range(8, 20)]])
+def test_what_the_network_finds_is_laid_over_the_given_cameras(plan):
     truth = path("loop", 20)
     oracle = Oracle(truth)
-    found = reconstruct(oracle, oracle.frames, [range(20)], truth, poses="network", trim=False)
+    found = reconstruct(oracle, oracle.frames, plan, truth, poses="network", trim=False)
     assert_on_sphere(found)
     assert_close(found.cameras.w2c, truth.w2c)
     assert_close(found.depth[:, ::2, ::2], distances(truth))
@@ -241,6 +354,20 @@ def test_metres_reach_the_world_through_the_cameras_of_the_first_look():
     assert_close(metric.depth, 7 * plain.depth)
 
 
+def test_metres_reach_the_world_through_the_depth_of_the_first_look_where_cameras_stand_still():
+    truth = path("rotation", 12)
+    oracle = Oracle(truth)
+
+    def to_metres(frames, views):
+        scale = float(distances(truth).median() / views.depth.median())
+        return replace(views, depth=scale * views.depth)
+
+    found = reconstruct(oracle, oracle.frames, [range(12)], trim=False, to_metres=to_metres)
+    radii = (found.gaussians.means - found.cameras.centers[0]).norm(dim=1)
+    assert_close(radii, torch.full_like(radii, RADIUS))
+    assert_close(found.depth[:, ::2, ::2], distances(truth))
+
+
 # ------------------------------------------------------------------------------------------------------ what is kept
 
 
@@ -248,6 +375,8 @@ def test_the_border_of_every_view_is_left_away():
     truth = path("loop", 12)
     oracle = Oracle(truth)
     found = reconstruct(oracle, oracle.frames, [range(12)], truth)
+    whole = reconstruct(oracle, oracle.frames, [range(12)], truth, trim=False)
+    assert_close(found.gaussians.means.view(12, 24, 30, 3), whole.gaussians.means.view(12, *GRID, 3)[:, :, 1:-1])
     assert len(found.gaussians) == 12 * (GRID[0] - 2 * int(BORDER * GRID[0])) * (GRID[1] - 2 * int(BORDER * GRID[1]))
 
 
@@ -332,6 +461,34 @@ def test_uncertain_pixels_and_sky_have_no_say_and_sky_goes_behind_everything():
     assert scale == pytest.approx(6)
     assert (moved.depth[:, :2] >= moved.depth[:, 2:].quantile(0.98)).all() and (moved.confidence[:, :2] == 1).all()
     assert_close(moved.confidence[:, 2:], views.confidence[:, 2:])
+
+
+def test_metres_pixel_by_pixel():
+    random = torch.Generator().manual_seed(2)
+    depth, metric, sky, confidence = torch.rand(4, 3, 8, 10, generator=random, dtype=torch.float64)
+    depth[0, 0] *= 20
+    metric[1, 1] = 0
+    confidence[sky >= 0.3] += 5  # sky is sure to be sky
+    views = Views(
+        depth, 1 + confidence, replace(path("loop", 3), K=path("loop", 3).K * torch.tensor([[1], [1.4], [1]]))
+    )
+    moved, scale = in_metres(views, metric, sky)
+    pixels = list(zip(*(x.flatten().tolist() for x in (depth, metric * 60 / 300, 1 + confidence, sky)), strict=True))
+    ground = [pixel for pixel in pixels if pixel[3] < 0.3]
+    median = float(torch.tensor([pixel[2] for pixel in ground], dtype=torch.float64).quantile(0.5))
+    sure = [(d, m) for d, m, c, _ in ground if c >= median and d > 1e-3 and m > 1e-2]
+    assert scale == pytest.approx(sum(d * m for d, m in sure) / sum(d * d for d, _ in sure))
+    farthest = scale * float(torch.tensor([pixel[0] for pixel in ground], dtype=torch.float64).quantile(0.99))
+    behind = torch.where(sky < 0.3, scale * depth, min(farthest, 200.0))
+    assert_close(moved.depth, behind)
+
+
+def test_sky_is_no_farther_than_200_metres():
+    views = metric_views()
+    sky = torch.zeros_like(views.depth)
+    sky[:, :2] = 0.9
+    moved, _ = in_metres(views, 1e4 * views.depth, sky)
+    assert_close(moved.depth[:, :2], torch.full((3, 2, 10), 200.0, dtype=torch.float64))
 
 
 def test_nothing_but_sky_has_no_size():

@@ -41,6 +41,26 @@ def test_pruning_merges_down_to_a_number(nodes, splat):
     assert 150 <= pruned.positions.shape[1] <= 200 and "merged into neighbours" in report
 
 
+def test_a_share_of_the_faintest_goes(nodes, splat):
+    splat.opacities[0] = torch.linspace(0, 1, 1000)[:, None]
+    pruned, report = nodes.PruneSplat.execute(splat, min_opacity=0.0, faintest=0.5, outliers=0.0).args
+    assert pruned.positions.shape[1] == pytest.approx(500, abs=1) and "the faintest" in report
+    assert pruned.opacities.min() >= 0.499
+
+
+def test_outliers_are_as_far_away_as_asked(nodes, splat):
+    left = [nodes.PruneSplat.execute(splat, outliers=times).args[0].positions.shape[1] for times in (1.2, 10.0, 1e5)]
+    assert left[0] < left[1] == 895 < left[2] == 900
+
+
+def test_the_padding_of_a_splat_is_none_of_it(nodes, splat):
+    splat.counts = torch.tensor([300])
+    assert nodes.PruneSplat.execute(splat, outliers=0.0).args[0].positions.shape[1] == 200
+    splat.counts = torch.tensor([0])
+    with pytest.raises(ValueError, match="empty"):
+        nodes.PruneSplat.execute(splat)
+
+
 def test_nothing_asked_for_changes_nothing(nodes, splat):
     pruned, report = nodes.PruneSplat.execute(splat, min_opacity=0.0, outliers=0.0).args
     torch.testing.assert_close(pruned.positions, splat.positions)
@@ -88,3 +108,33 @@ def test_fitting_works_inside_the_host_s_inference_mode_and_leaves_its_inputs_al
     assert "dB on 1 frames that had no say" in report
     assert fitted.sh.shape == before.shape and not torch.equal(fitted.sh, before)
     assert len(moved) == 4 and not fitted.sh.requires_grad
+
+
+def test_all_that_is_asked_for_reaches_the_fit_in_tensors_that_have_gradients(optimize, nodes, splat, monkeypatch):
+    asked, room = [], []
+
+    def fit(*args):
+        asked.extend(args)
+        moved = optimize.Cameras(args[3].w2c + 1, args[3].K, args[3].size)
+        return type("Found", (), {"gaussians": args[1], "cameras": moved, "report": "as asked"})
+
+    monkeypatch.setattr(optimize.rasterize, "differentiable", lambda device: "render")
+    monkeypatch.setattr(optimize, "optimize", fit)
+    monkeypatch.setattr(optimize, "free_memory", lambda size, device: room.append(size))
+    with torch.inference_mode():
+        images, cameras = frames(nodes)
+        images = torch.cat([images, torch.ones(4, 24, 32, 1)], 3)
+        exact = optimize.Cameras(cameras.w2c.double(), cameras.K.double(), cameras.size)
+        depth = [optimize.DepthMap(torch.full(size, 0.5), cameras.K[0], "by hand") for size in ((12, 16), (24, 32))]
+        options = {"steps": 40, "refine_cameras": False, "exposure": False, "seed": 7, "depth": (*depth, *depth)}
+        _, moved, report = optimize.OptimizeSplat.execute(splat, images, exact, **options).args
+    render, gaussians, pictures, told, depths, steps, refine, exposure, seed, on_step = asked
+    assert (render, steps, refine, exposure, seed, report) == ("render", 40, False, False, 7, "as asked")
+    assert len(gaussians) == 1000 and room == [1000 * optimize.BYTES_PER_GAUSSIAN]
+    torch.testing.assert_close(pictures, images[..., :3].clone())
+    torch.testing.assert_close(told.w2c, cameras.w2c.clone())
+    torch.testing.assert_close(moved.w2c, told.w2c + 1)
+    assert [each.shape for each in depths] == [(24, 32)] * 4
+    for tensor in (*vars(gaussians).values(), pictures, told.w2c, told.K, *depths):
+        assert not tensor.is_inference() and tensor.dtype == torch.float32
+    on_step(1, 40, None)

@@ -35,7 +35,7 @@ def check_backbone(golden: Golden) -> Iterator[Check]:
         any(".weights_in." in key for key in weights),
         **WHERE,
     )
-    network.load_state_dict(weights)
+    network.requires_grad_(False).load_state_dict(weights)
     for case, token in (("nocam", None), ("cam", arrays["cam_token"])):
         found, _ = network.get_intermediate_layers_da3(arrays["images"], arrays["out_layers"].tolist(), cam_token=token)
         for i, (features, camera) in enumerate(found):
@@ -48,7 +48,7 @@ def check_camera_encoder(golden: Golden) -> Iterator[Check]:
     weights = weights_of(arrays)
     yield Check("heads", "wrong", float(int(arrays["num_heads"]) != da3_gaussians.CAMERA_HEADS), 0)
     network = da3_gaussians.CameraEnc(len(weights["token_norm.weight"]), num_heads=da3_gaussians.CAMERA_HEADS, **WHERE)
-    network.load_state_dict(weights)
+    network.requires_grad_(False).load_state_dict(weights)
     found = network(arrays["w2c"], arrays["K"], (int(arrays["H"]), int(arrays["W"])))
     yield Check("*", "tokens", relative(found, arrays["tokens"]), LIMIT)
 
@@ -56,7 +56,7 @@ def check_camera_encoder(golden: Golden) -> Iterator[Check]:
 def check_camera_decoder(golden: Golden) -> Iterator[Check]:
     arrays = golden.arrays
     network = da3_gaussians.CameraDec(arrays["feat"].shape[-1], **WHERE)
-    network.load_state_dict(weights_of(arrays))
+    network.requires_grad_(False).load_state_dict(weights_of(arrays))
     told = network(arrays["feat"])
     yield Check("*", "pose", relative(told, arrays["pose_enc"]), LIMIT)
     w2c, K = da3_gaussians.decoded_cameras(told, (int(arrays["H"]), int(arrays["W"])))
@@ -73,7 +73,7 @@ def check_gaussian_head(golden: Golden) -> Iterator[Check]:
         tuple(weights[f"projects.{i}.weight"].shape[0] for i in range(4)),
         **WHERE,
     )
-    network.load_state_dict(weights)
+    network.requires_grad_(False).load_state_dict(weights)
     features = [arrays[f"feat{i}"][0] for i in range(4)]
     for key in (key for key in arrays if key.startswith("raw_")):
         ratio, mode = (int("".join(filter(str.isdigit, part))) for part in key.split("_")[1:])
