@@ -9,7 +9,7 @@ from comfy.model_management import get_torch_device, intermediate_device
 from comfy_api.latest import Types, io
 
 from ..lyra_core import depth as depths
-from ..lyra_core import surface
+from ..lyra_core import surface, tsdf
 from ..lyra_core.camera import AXES_FLIP, Cameras
 from ..lyra_core.world import World, to_float
 from . import types
@@ -80,7 +80,7 @@ class WorldMesh(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "farthest",
-                    default=surface.FARTHEST,
+                    default=tsdf.FARTHEST,
                     min=1.0,
                     max=1000.0,
                     step=0.5,
@@ -105,7 +105,7 @@ class WorldMesh(io.ComfyNode):
         cls,
         voxel=0.0,
         invented=True,
-        farthest=surface.FARTHEST,
+        farthest=tsdf.FARTHEST,
         smallest=surface.SMALLEST,
         world=None,
         images=None,
@@ -113,7 +113,7 @@ class WorldMesh(io.ComfyNode):
         depth=None,
     ) -> io.NodeOutput:
         views = _views_of(world, images, cameras, depth, invented)
-        volume = surface.fuse(_on_device(views), voxel or None, farthest=farthest)
+        volume = tsdf.fuse(_on_device(views), voxel or None, farthest=farthest)
         mesh = surface.extract(volume, smallest).to(intermediate_device())
         return io.NodeOutput(to_mesh(mesh), _report(mesh, volume))
 
@@ -168,7 +168,7 @@ def _on_device(views: Iterator[tuple]) -> Iterator[tuple]:
         yield image.to(device), depth.to(device), camera.to(device), *known
 
 
-def _report(mesh: surface.Mesh, volume: surface.Volume) -> str:
+def _report(mesh: surface.Mesh, volume: tsdf.Volume) -> str:
     across, down, along = mesh.extent.tolist()
     return (
         f"{len(mesh)} faces, {len(mesh.vertices)} vertices, voxels of {volume.voxel:.4g} in {len(volume)} blocks; "

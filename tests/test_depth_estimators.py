@@ -179,9 +179,11 @@ def test_the_model_looks_at_the_frames_own_size_or_at_the_one_asked_for(estimato
     assert estimators.longest_side((480, 832)) == 832
 
 
-def test_the_depth_is_the_networks_own_stretched_to_the_frames(estimators, da3):
+def test_the_depth_is_the_networks_own_stretched_to_the_frames(estimators, da3, monkeypatch):
+    from comfy.ldm.depth_anything_3.preprocess import preprocess_image
     from comfy_extras.nodes_depth_anything_3 import DA3Inference
 
+    monkeypatch.setattr(estimators, "prepared", preprocess_image)  # theirs are resampled in another way than ours
     mode = {"mode": "multiview", "ref_view_strategy": "saddle_balanced", "pose_method": "cam_dec"}
     with torch.no_grad():
         theirs = DA3Inference.execute(da3[True], pictures(), 96, "upper_bound_resize", mode).args[0]

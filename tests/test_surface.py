@@ -16,10 +16,11 @@ import trimesh
 from torch import Tensor
 from torch.testing import assert_close
 
-from lyra_core import surface
+from lyra_core import surface, tsdf
 from lyra_core.camera import Cameras, join, pinhole, pixel_grid, project, unproject
 from lyra_core.depth import depth_map
-from lyra_core.surface import Mesh, Volume, coarser, decimate, extract, fuse, mesh_of
+from lyra_core.surface import Mesh, decimate, extract, mesh_of
+from lyra_core.tsdf import Volume, coarser, fuse
 from lyra_core.world import append, begin, plan
 
 SIZE, FOCAL = (96, 128), 80.0
@@ -187,7 +188,7 @@ def test_what_is_far_behind_a_grazing_surface_along_the_view_is_not_measured():
     image, depth, camera = floor_view()
     volume = fuse([(image, depth, camera)], 0.1, farthest=100)
     sums = torch.cat(volume.pages)
-    voxels = ((volume.blocks[:, None] * 8 + surface._lattice(8)) + 0.5)[sums[..., 1] > 0] * 0.1
+    voxels = ((volume.blocks[:, None] * 8 + tsdf.lattice(8)) + 0.5)[sums[..., 1] > 0] * 0.1
     pixels, z = project(voxels, camera)
     column, row = pixels[0].round().long().unbind(1)
     below, behind = voxels[:, 1] - 1, z[0] - depth[row, column]
@@ -250,9 +251,9 @@ def test_every_edge_has_two_faces_but_at_the_border_of_what_was_seen(mesh, volum
     assert uses.max() == 2
     border = mesh.vertices[edges[uses == 1]].mean(1)
     known = torch.cat([page[..., 1] for page in volume.pages]).view(-1) > 0
-    around = (border / VOXEL - 0.5).floor()[:, None] + surface._lattice(4) - 1  # the cell and those beside it
-    block = surface._find(volume.blocks, around.view(-1, 3).div(8).floor().long())
-    inside = surface._number(around.long() % 8).view(-1)
+    around = (border / VOXEL - 0.5).floor()[:, None] + tsdf.lattice(4) - 1  # the cell and those beside it
+    block = tsdf.find(volume.blocks, around.view(-1, 3).div(8).floor().long())
+    inside = tsdf.number_in_block(around.long() % 8).view(-1)
     there = torch.where(block >= 0, known[block.clamp_min(0) * 512 + inside], False).view(len(border), -1)
     cliff = near_a_jump(border)
     assert (~there.all(1) | cliff).float().mean() > 0.97
@@ -416,11 +417,11 @@ def test_blocks_grow_with_the_surface_and_not_with_the_room(cameras, volume):
 
 def test_every_block_holds_a_voxel_beside_a_surface(volume):
     assert all((page[..., 5] > 0).any(1).all() for page in volume.pages)
-    assert all(len(page) == surface.PAGE for page in volume.pages[:-1]) and len(volume.pages[-1])
+    assert all(len(page) == tsdf.PAGE for page in volume.pages[:-1]) and len(volume.pages[-1])
 
 
 def test_pages_change_nothing(monkeypatch, cameras, mesh):
-    monkeypatch.setattr(surface, "PAGE", 100)
+    monkeypatch.setattr(tsdf, "PAGE", 100)
     paged = mesh_of((view(camera) for camera in cameras), VOXEL)
     assert len(paged) == len(mesh)
     order, same = (
@@ -450,7 +451,7 @@ def test_space_is_the_same_on_all_sides_of_the_origin():
 
 def test_a_coarser_volume_shows_the_same_surfaces(volume):
     coarse = coarser(fuse((view(camera) for camera in cameras_inside()), VOXEL / 2))
-    assert coarse.voxel == VOXEL and coarse.truncation == pytest.approx(2 * surface.TRUNCATION * VOXEL / 2)
+    assert coarse.voxel == VOXEL and coarse.truncation == pytest.approx(2 * tsdf.TRUNCATION * VOXEL / 2)
     assert len(coarse) < 1.1 * len(volume)
     error = off_surface(extract(coarse).vertices) / VOXEL
     assert error.median() < 0.05 and error.quantile(0.95) < 0.25
@@ -486,7 +487,7 @@ def noise_volume(seen: Tensor | None = None) -> Volume:
     sums[..., 0] = 0.1 * torch.randn(27, 512, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     if seen is not None:
         sums = sums * seen[..., None]
-    return Volume(0.1, 1.0, surface._lattice(3), (sums,))
+    return Volume(0.1, 1.0, tsdf.lattice(3), (sums,))
 
 
 def test_any_distances_give_a_surface_without_cracks():
@@ -525,7 +526,7 @@ def test_the_surface_parts_free_from_solid():
 def test_cells_of_unseen_voxels_have_no_faces():
     seen = torch.rand(27, 512, generator=torch.Generator().manual_seed(1)) > 0.02
     found = extract(noise_volume(seen.float()), 0)
-    unseen = surface._lattice(3)[:, None] * 8 + surface._lattice(8)
+    unseen = tsdf.lattice(3)[:, None] * 8 + tsdf.lattice(8)
     unseen = unseen[~seen].float() * 0.1 + 0.05
     centers = found.vertices[found.faces].mean(1)
     assert (torch.cdist(centers, unseen, p=torch.inf).amin(1) > 0.1 - 1e-4).float().mean() == 1
@@ -533,7 +534,7 @@ def test_cells_of_unseen_voxels_have_no_faces():
 
 
 def test_a_cliff_between_free_and_solid_is_no_surface():
-    x = surface._lattice(8)[:, 0]
+    x = tsdf.lattice(8)[:, 0]
 
     def of(step: float) -> Volume:
         sums = torch.ones(1, 512, 6)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import comfy.model_management as management
 import torch
-from comfy.ldm.depth_anything_3 import preprocess
 from comfy.ldm.moge.model import MoGeModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -21,6 +20,7 @@ from ..camera import Cameras, from_normalized
 from ..depth_alignment import Estimate, stretched, to_one_scale
 from ..preview import continued
 from ..recon import seen_from_first
+from ..resampling import prepared
 from .da3_gaussians import CAMERA_HEADS, Da3Gaussians, OnStep
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Da3Estimator:
     def __call__(self, frames: Tensor, cameras: Cameras, known: Tensor, on_step: OnStep = _nothing) -> Estimate:
         network = self.model.model.diffusion_model
         together = network.cam_dec is not None or network.head_type == "dualdpt"
-        pixels = preprocess.preprocess_image(frames, self.resolution or longest_side(cameras.size))
+        pixels = prepared(frames, self.resolution or longest_side(cameras.size))
         model = _with_camera_heads(self.model)
         management.load_models_gpu([model], memory_required=_memory(network, pixels if together else pixels[:1]))
         if together:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import comfy.model_management as management
 import torch
-from comfy.ldm.depth_anything_3 import preprocess
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..camera import Cameras
 from ..depth_alignment import stretched
 from ..reconstruct import Views, in_metres
+from ..resampling import prepared
 from .da3_gaussians import Da3Gaussians, OnStep
 from .depth_estimators import camera_conditions, longest_side, predicted_cameras
 
@@ -38,7 +38,7 @@ class Reconstructor:
 
     @torch.no_grad()
     def __call__(self, frames: Tensor, told: Cameras | None, gaussians: bool) -> Views:
-        pixels = preprocess.preprocess_image(frames, self.resolution or longest_side(frames.shape[1:3]))
+        pixels = prepared(frames, self.resolution or longest_side(frames.shape[1:3]))
         size, network = tuple(pixels.shape[2:]), self.model.model.diffusion_model
         ratio = self.down_ratio if gaussians else 0
         management.load_models_gpu([self.model], memory_required=network.memory(len(pixels), *size, ratio))
@@ -73,7 +73,7 @@ def metres(model: ModelPatcher) -> Callable[[Tensor, Views], Views]:
 
     @torch.no_grad()
     def to_metres(frames: Tensor, views: Views) -> Views:
-        pixels = preprocess.preprocess_image(frames, max(views.depth.shape[1:]))
+        pixels = prepared(frames, max(views.depth.shape[1:]))
         management.load_models_gpu([model])
         found = []
         for picture in pixels:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lyra_core import surface
+from lyra_core import surface, tsdf
 from lyra_core.camera import Cameras, pinhole, pixel_grid, unproject
 
 from . import Result, peak_mib, seconds
@@ -61,22 +61,22 @@ def off_surface(points: Tensor) -> Tensor:
 
 def dense_voxels(voxel: float) -> float:
     """Of a grid that holds the room and the distances behind its walls."""
-    return float(((HIGH - LOW) / voxel + 2 * surface.TRUNCATION).prod())
+    return float(((HIGH - LOW) / voxel + 2 * tsdf.TRUNCATION).prod())
 
 
 def report_peak() -> None:
     """Print by how many MiB fusing raises this process's peak memory, and how many blocks came of it."""
     for _ in views():  # loads what every view needs
         break
-    surface.fuse([next(views())], 0.2)
+    tsdf.fuse([next(views())], 0.2)
     before = peak_mib()
-    blocks = len(surface.fuse(views(), VOXEL))
+    blocks = len(tsdf.fuse(views(), VOXEL))
     print(peak_mib() - before, blocks)
 
 
 def bench_surface() -> Iterator[Result]:
     made: list = []
-    fusing = seconds(lambda: made.append(surface.fuse(views(), VOXEL)))
+    fusing = seconds(lambda: made.append(tsdf.fuse(views(), VOXEL)))
     extracting = seconds(lambda: made.append(surface.extract(made[0])))
     volume, mesh = made
     what = f"surface: {VIEWS} views of {SIZE[1]}x{SIZE[0]}, voxels of {VOXEL:g}"
@@ -91,9 +91,9 @@ def bench_surface() -> Iterator[Result]:
     crowded, border = int((uses > 2).sum()), float((uses == 1).float().mean())
     yield Result("surface: edges of more than two faces", f"{crowded}", "0", crowded == 0)
     yield Result("surface: edges at the border of what was seen", f"{100 * border:.1f} %", "<= 3 %", border <= 0.03)
-    share = len(volume) * surface.VOXELS / dense_voxels(VOXEL)
+    share = len(volume) * tsdf.VOXELS / dense_voxels(VOXEL)
     yield Result("surface: voxels kept, of those of a dense grid", f"{100 * share:.0f} %", "<= 40 %", share <= 0.4)
-    growth = len(volume) / len(surface.fuse(views(), 2 * VOXEL))
+    growth = len(volume) / len(tsdf.fuse(views(), 2 * VOXEL))
     yield Result("surface: voxels half as wide are, times the blocks", f"{growth:.1f}", "<= 5", growth <= 5)
     yield from memory()
 
@@ -104,7 +104,7 @@ def memory() -> Iterator[Result]:
     program += "from benches.surface import report_peak; report_peak()"
     done = subprocess.run([sys.executable, "-c", program, str(TOOLS)], capture_output=True, text=True, check=True)
     above, blocks = (float(word) for word in done.stdout.split()[-2:])
-    kept = blocks * surface.VOXELS * FLOATS * 4 / 2**20
+    kept = blocks * tsdf.VOXELS * FLOATS * 4 / 2**20
     dense = dense_voxels(VOXEL) * FLOATS * 4 / 2**20
     yield Result(
         "surface: peak memory of fusing", f"{above:.0f} MiB", f"<= blocks + {MARGIN:.0f} MiB", above <= kept + MARGIN
