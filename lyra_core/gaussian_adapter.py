@@ -30,15 +30,12 @@ def on_grid(cameras: Cameras, grid: tuple[int, int]) -> Cameras:
 
 
 def nearest(depth: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Depth (F, H, W) at every H/h-th row and W/w-th column, not averaged; ValueError unless that makes `grid` (h, w)."""
-    steps = [max(side // wanted, 1) for side, wanted in zip(depth.shape[1:], grid, strict=True)]
-    found = depth[:, :: steps[0], :: steps[1]]
-    if found.shape[1:] != grid:
-        raise ValueError(
-            f"every {steps[0]}th row and {steps[1]}th column of depth {tuple(depth.shape[1:])} are "
-            f"{tuple(found.shape[1:])}, not the grid {grid}; resize the frames to a multiple of it"
-        )
-    return found
+    """Depth (F, H, W) at rows 0, H/h, 2 H/h .. and columns alike, rounded down, not averaged; (F, h, w) for `grid` (h, w)."""
+    sides = depth.shape[1:]
+    if grid[0] > sides[0] or grid[1] > sides[1]:
+        raise ValueError(f"a grid of {grid} gaussians is finer than the depth {tuple(sides)} under it")
+    rows, columns = (torch.arange(n, device=depth.device) * side // n for n, side in zip(grid, sides, strict=True))
+    return depth[:, rows[:, None], columns]
 
 
 def from_head(

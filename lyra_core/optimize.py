@@ -90,7 +90,7 @@ class _State:
     def optimizer(self, scene_size: float) -> torch.optim.Adam:
         self.size = scene_size
         groups = [
-            {"params": [value], "lr": RATES[name] * (scene_size if name == "means" else 1), "name": name}
+            {"params": [value], "lr": RATES[name], "name": name}  # that of the means is set at every step
             for name, value in self.splats.items()
         ]
         groups.append({"params": [self.moves], "lr": CAMERA_RATE, "weight_decay": CAMERA_DECAY, "name": "moves"})

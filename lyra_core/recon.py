@@ -85,7 +85,8 @@ def align(source: Cameras, target: Cameras, how: str = "orientation", scale: flo
 
     how "orientation": R from the directions the cameras look in, `scale` (target units per source unit) from their
     centres unless it is given; "centers": all of it from the centres, as the reference.
-    ValueError if the numbers of cameras differ, or if nothing is known about the scale because the cameras stand still.
+    ValueError if the numbers of cameras differ, or if nothing is known about the scale because the cameras stand still;
+    the centres of such cameras give any similarity, as with the reference.
     """
     if how not in ALIGNMENTS:
         raise ValueError(f"alignment {how!r}: expected one of {', '.join(map(repr, ALIGNMENTS))}")
@@ -98,6 +99,11 @@ def align(source: Cameras, target: Cameras, how: str = "orientation", scale: flo
     return _by_centers(_array(source.centers), _array(target.centers))
 
 
+def stand_still(cameras: Cameras) -> bool:
+    """Whether all of them are in one place."""
+    return bool(_array(cameras.centers).var(0).sum() < STILL)
+
+
 def _by_orientation(source: Cameras, target: Cameras, scale: float | None) -> Similarity:
     # c2w of the target is R times that of the source; the rotation closest to all these quotients
     quotients = target.w2c[:, :3, :3].cpu().double().mT @ source.w2c[:, :3, :3].cpu().double()
@@ -106,7 +112,7 @@ def _by_orientation(source: Cameras, target: Cameras, scale: float | None) -> Si
     here, there = _array(source.centers), _array(target.centers)
     middle, goal = here.mean(0), there.mean(0)
     if scale is None:
-        if here.var(0).sum() < STILL:
+        if stand_still(source):
             raise ValueError(f"the {len(here)} cameras stand still, so they have no scale; give one, found from depth")
         turned = (here - middle) @ R.T
         scale = float((turned * (there - goal)).sum() / np.square(turned).sum())

@@ -97,8 +97,12 @@ def chunks_of(total: int, views: int = 128, count: int = 0, overlap: int = 10) -
     """
     if min(total, views) < FEWEST:
         raise ValueError(f"{min(total, views)} view has no second camera to measure against; give {FEWEST} or more")
-    count = count or -(-total // FRAMES_AT_ONCE)
-    return [recon.evenly(0, total - 1, views)] if count == 1 else recon.uniform_chunks(total, count, views, overlap)
+    automatic = count or -(-total // FRAMES_AT_ONCE)
+    if automatic == 1:
+        return [recon.evenly(0, total - 1, views)]
+    if not count:  # not more views than there are frames for
+        views = min(views, (total + (automatic - 1) * overlap) // automatic)
+    return recon.uniform_chunks(total, automatic, views, overlap)
 
 
 def reconstruct(
@@ -195,12 +199,14 @@ def _placed(
     """What the network says of frames, in the world of the cameras it was told of."""
     predicted, note = views.cameras, ""
     told = replace(told, w2c=told.w2c.to(views.depth), K=told.K.to(views.depth))  # the network's precision and device
+    if recon.stand_still(told):
+        how = "orientation"  # their centres say nothing, and this one says so
     try:
         fit = recon.align(told, predicted, how)
     except ValueError as problem:
         scale = _scale(views.depth, known)
         fit = recon.align(told, predicted, "orientation", scale or 1.0)
-        note = f"{problem}: {'scale from the known depth' if scale else 'the scale is the one of the network'}; "
+        note = f"{problem}: {'scale from depth' if scale else 'the scale is the one of the network'}; "
     depth = views.depth / fit.scale
     drift, turn = _off(fit.inverse.cameras(predicted), told, float(depth.median()))
     gaussians, seen = recon.in_world(
@@ -224,7 +230,7 @@ def _off(cameras: Cameras, told: Cameras, depth: float) -> tuple[float, float]:
     here, there = cameras.centers, told.centers
     length = float((there[1:] - there[:-1]).norm(dim=1).sum())
     rms = float((here - there).square().sum(1).mean().sqrt())
-    return rms / max(length, SHORT_PATH * depth), recon.disagreement(cameras, told, recon.UNMOVED)[1]
+    return rms / max(length, SHORT_PATH * depth, 1e-12), recon.disagreement(cameras, told, recon.UNMOVED)[1]
 
 
 def _join(before: _Part, part: _Part, overlap: int, how: str) -> recon.Similarity:

@@ -24,7 +24,9 @@ def to_splat(gaussians: splats.Gaussians) -> Types.SPLAT:
 
 
 def from_splat(splat: Types.SPLAT) -> splats.Gaussians:
-    """The first item of the host's SPLAT, without its padding."""
+    """The host's SPLAT, which may hold only one item, without its padding."""
+    if len(splat.positions) != 1:
+        raise ValueError(f"this splat is a batch of {len(splat.positions)}; connect one of them, or merge them first")
     count = splat.positions.shape[1] if splat.counts is None else int(splat.counts[0])
     if not count:
         raise ValueError("this splat is empty; there is nothing to see")

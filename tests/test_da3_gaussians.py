@@ -313,16 +313,22 @@ def test_the_host_is_asked_for_the_model_and_room_to_run(reconstructor, patcher,
     assert models == [patcher] and kwargs["memory_required"] > 1 << 20
 
 
-def test_an_interrupt_ends_it_between_groups_of_frames(reconstructor, patcher, monkeypatch):
+def test_groups_of_frames_are_reported_and_an_interrupt_ends_it_between_them(reconstructor, patcher, monkeypatch):
     class Stopped(Exception):
         pass
 
     def stop():
         raise Stopped
 
+    steps = []
+    look = reconstructor.Reconstructor(patcher, on_step=lambda done, total: steps.append((done, total)))
+    look(frames(2), None, False)
+    assert steps == [(0, 1), (1, 1)]
+    monkeypatch.setattr(reconstructor.management, "load_models_gpu", lambda *args, **kwargs: None)
     monkeypatch.setattr(reconstructor.management, "throw_exception_if_processing_interrupted", stop)
     with pytest.raises(Stopped):
-        reconstructor.Reconstructor(patcher)(frames(), None, True)
+        look(frames(2), None, False)
+    assert len(steps) == 2
 
 
 def test_another_depth_anything_is_refused(reconstructor, tiny_models, tmp_path):
@@ -363,7 +369,7 @@ def test_metres_are_those_of_a_second_network_that_sees_each_frame_alone(reconst
     assert_close(moved.cameras.K, views.cameras.K)
     assert moved.cameras.size == size
     longest = max(views.depth.shape[1:])
-    pixels = reconstructor.preprocess.preprocess_image(pictures, longest)
+    pixels = reconstructor.prepared(pictures, longest)
     with torch.no_grad():
         alone = torch.cat([metric.model.diffusion_model(picture[None, None])["depth"] for picture in pixels])
     focal = views.cameras.resized(tuple(pixels.shape[2:])).K.diagonal(dim1=1, dim2=2)[:, :2].mean(1)
@@ -373,16 +379,18 @@ def test_metres_are_those_of_a_second_network_that_sees_each_frame_alone(reconst
 
 def test_an_interrupt_ends_metres_between_frames(reconstructor, patcher, metric, monkeypatch):
     views = reconstructor.Reconstructor(patcher)(frames(3), None, False)
-    seen = []
+    seen, loaded = [], []
 
     def stop():
         seen.append(1)
         if len(seen) == 2:
             raise InterruptedError
 
+    monkeypatch.setattr(reconstructor.management, "load_models_gpu", loaded.append)
     monkeypatch.setattr(reconstructor.management, "throw_exception_if_processing_interrupted", stop)
     with pytest.raises(InterruptedError):
         reconstructor.metres(metric)(frames(3), views)
+    assert loaded == [[metric]]
 
 
 def test_the_longest_side_is_as_asked_and_the_gaussians_are_as_coarse_as_asked(reconstructor, patcher):
@@ -474,6 +482,12 @@ def test_the_faintest_are_pruned_and_the_rest_can_be_saved(nodes, model, tmp_pat
     assert len(load_ply(tmp_path / "splat.ply")) == len(splat)
 
 
+@pytest.mark.parametrize("spacing", [1, 3, 5])
+def test_any_spacing_of_gaussians_works(nodes, model, spacing):
+    splat = nodes.Reconstruct.execute(model, images=video(2), spacing=spacing, trim_border=False).args[0]
+    assert splat.positions.shape[1] == 2 * (56 // spacing) * (84 // spacing)
+
+
 def test_long_videos_come_in_chunks(nodes, model):
     report = nodes.Reconstruct.execute(model, images=video(12), views=8, chunks=2, overlap=4).args[-1]
     assert "frames 4 to 11: joined" in report and "in 2 chunks" in report
@@ -499,7 +513,7 @@ def test_the_known_depth_of_a_world_gives_the_scale_where_its_cameras_stand_stil
     splat, cameras, views, view_cameras, depth, report = nodes.Reconstruct.execute(
         model, world=small, poses="given", views=5
     ).args
-    assert "scale from the known depth" in report
+    assert "scale from depth" in report
     assert [each.source for each in depth] == ["frame 0", "frame 2", "frame 4", "frame 6", "frame 8"]
     assert_close(views, torch.stack([small.frame(frame).float() / 255 for frame in (0, 2, 4, 6, 8)]))
     known = {keyframe.frame: keyframe.depth for keyframe in small.memory.keyframes}
@@ -568,8 +582,10 @@ def test_cameras_may_be_more_exact_than_the_network(nodes, model):
         ({"images": video(4), "cameras": path(4, (60, 90))}, r"\(60, 90\), the images are \(56, 84\)"),
         ({"images": video(4), "poses": "given"}, "no cameras to follow"),
         ({"images": torch.rand(4, 56, 84, 2)}, "1, 3 or 4 channels"),
+        ({"images": torch.full((4, 56, 84, 3), torch.nan)}, "NaN or infinite pixels"),
         ({"images": video(4), "world": ...}, "either a world or the images"),
         ({"world": ..., "cameras": path(9)}, "a world has cameras of its own"),
+        ({"images": video(4), "cameras": path(4), "alignment": "icp"}, "alignment 'icp'"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(nodes, model, inputs, message):

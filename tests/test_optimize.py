@@ -264,8 +264,10 @@ def test_means_move_by_their_rate_times_the_scene_s_size_and_ever_less(steps, mo
     torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=0.01, atol=1e-6)
 
 
-def test_the_best_state_is_kept_though_later_ones_are_worse_and_the_last_step_is_looked_at(monkeypatch):
-    monkeypatch.setattr(module, "RATES", {name: 0.02 if name == "colors" else 0.0 for name in module.RATES})
+@pytest.mark.parametrize(("moving", "rate"), [("colors", 0.02), ("means", 0.005)])
+def test_the_best_state_is_kept_though_later_ones_are_worse_and_the_last_step_is_looked_at(moving, rate, monkeypatch):
+    monkeypatch.setattr(module, "RATES", {name: rate if name == moving else 0.0 for name in module.RATES})
+    monkeypatch.setattr(module, "MEANS_END", 1.0)
     shown = []
     images = grey([1.0, 1.0, 0.6])  # on its way to white it passes the grey of the frame that is held out
     found = optimize(
@@ -275,6 +277,15 @@ def test_the_best_state_is_kept_though_later_ones_are_worse_and_the_last_step_is
     again = psnr(one_colour(found.gaussians, still(1))[0], images[2])
     assert again == pytest.approx(found.after, abs=1e-3)
     assert [done for done, _, picture in shown if picture is not None] == [*range(2, 25, 2), 25]
+
+
+def test_without_exposure_every_frame_is_taken_as_it_is(monkeypatch):
+    found = []
+    for rate in (0.0, 1.0):
+        monkeypatch.setattr(module, "EXPOSURE_RATE", rate)
+        found.append(optimize(one_colour, some(), grey([0.7, 1.0, 0.8]), still(3), steps=10, exposure=False))
+    assert found[0].best_step > 0
+    torch.testing.assert_close(found[0].gaussians.sh, found[1].gaussians.sh, rtol=0, atol=0)
 
 
 def test_pictures_of_progress_are_no_brighter_than_white():

@@ -211,9 +211,8 @@ def test_the_harmonics_come_colour_by_colour(random):
 def test_nearest_takes_depth_and_never_mixes_it():
     depth = torch.arange(2 * 6 * 8.0).view(2, 6, 8)
     assert_close(nearest(depth, (3, 2)), depth[:, [0, 2, 4]][:, :, [0, 4]])
-    with pytest.raises(ValueError, match="multiple"):
-        nearest(depth, (4, 8))
-    with pytest.raises(ValueError, match="not the grid"):
+    assert_close(nearest(depth, (4, 3)), depth[:, [0, 1, 3, 4]][:, :, [0, 2, 5]])
+    with pytest.raises(ValueError, match="finer than the depth"):
         nearest(depth, (12, 8))
 
 

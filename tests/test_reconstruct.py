@@ -110,17 +110,17 @@ def assert_on_sphere(found, radius=RADIUS):
 @pytest.mark.parametrize("kind", ["dolly", "loop"])
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_everything_lies_where_it_is_in_the_world_of_the_given_cameras(kind, chunks):
-    truth = path(kind, 40)
+    truth = path(kind, 22)
     oracle = Oracle(truth)
-    plan = chunks_of(40, 16 if chunks > 1 else 40, chunks, 4)
+    plan = chunks_of(22, 10 if chunks > 1 else 22, chunks, 4)
     found = reconstruct(oracle, oracle.frames, plan, truth, poses="given", trim=False)
     assert_on_sphere(found)
-    assert found.frames == tuple(range(40))
+    assert found.frames == tuple(range(22))
     assert_close(found.cameras.w2c, truth.w2c)
     assert_close(found.depth[:, ::2, ::2], distances(truth))
     assert [told is not None for _, told, _ in oracle.asked] == [True] * chunks
     if chunks == 1:
-        assert len(found.gaussians) == 40 * PIXELS
+        assert len(found.gaussians) == 22 * PIXELS
 
 
 def test_the_reference_s_fit_does_as_well_on_a_loop():
@@ -139,10 +139,10 @@ def test_the_network_is_told_of_the_cameras_of_the_frames_it_sees():
 
 
 def test_each_frame_s_gaussians_are_there_once_although_chunks_overlap():
-    truth = path("loop", 28)
+    truth = path("loop", 16)
     oracle = Oracle(truth)
-    plan = chunks_of(28, 16, 2, 4)
-    one = reconstruct(oracle, oracle.frames, [range(28)], truth, poses="given", trim=False)
+    plan = chunks_of(16, 10, 2, 4)
+    one = reconstruct(oracle, oracle.frames, [range(16)], truth, poses="given", trim=False)
     two = reconstruct(oracle, oracle.frames, plan, truth, poses="given", trim=False)
     assert 0.3 * len(one.gaussians) < len(two.gaussians) <= len(one.gaussians)
     scale, gap = re.search(r"joined, (\S+) times as large, (\S+) apart", "".join(two.report)).groups()
@@ -152,36 +152,43 @@ def test_each_frame_s_gaussians_are_there_once_although_chunks_overlap():
 
 
 def test_where_chunks_meet_those_are_kept_that_are_seen_from_nearest_or_nearly_so():
-    truth = path("loop", 28)
-    truth = replace(
-        truth, K=truth.K * torch.linspace(1, 1.3, 28)[:, None, None] ** torch.tensor([[1], [1], [0]])
-    )  # zooms
+    truth = path("dolly", 12)
+    zoom = torch.linspace(1, 1.3, 12, dtype=torch.float64)[:, None, None]
+    truth = replace(truth, K=truth.K * torch.cat([zoom, zoom, torch.ones_like(zoom)], 1))
     oracle = Oracle(truth)
-    one = reconstruct(oracle, oracle.frames, [range(28)], truth, poses="given", trim=False).gaussians.means
-    two = reconstruct(oracle, oracle.frames, [range(16), range(12, 28)], truth, poses="given", trim=False)
+    one = reconstruct(oracle, oracle.frames, [range(12)], truth, poses="given", trim=False).gaussians.means
+    two = reconstruct(oracle, oracle.frames, [range(6), range(4, 12)], truth, poses="given", trim=False)
 
     def expected(tolerance):
-        views, parts = [truth[:16], truth[16:]], one.split([16 * PIXELS, 12 * PIXELS])
+        views, parts = [truth[:6], truth[6:]], one.split(6 * PIXELS)
         kept = [recon.owned(means, owner, views, tolerance) for owner, means in enumerate(parts)]
         return one[torch.cat(kept)]
 
-    assert_close(two.gaussians.means, expected(0.1 * float(distances(truth[:16]).median())))
+    assert_close(two.gaussians.means, expected(0.1 * float(distances(truth[:6]).median())))
     assert len({len(expected(tolerance)) for tolerance in (0.0, 0.1, 0.1 * RADIUS, RADIUS)}) == 4
     assert_close(two.cameras.K, truth.K)
-    assert two.report[-1].startswith(f"{len(two.gaussians):,} gaussians of {28 * PIXELS:,}, from 28 frames in 2 chunks")
+    assert two.report[-1].startswith(f"{len(two.gaussians):,} gaussians of {12 * PIXELS:,}, from 12 frames in 2 chunks")
 
 
+@pytest.mark.parametrize("how", ["orientation", "centers"])
 @pytest.mark.parametrize("kind", ["rotation", "still"])
-def test_where_cameras_stand_still_the_known_depth_gives_the_scale(kind):
+def test_where_cameras_stand_still_the_known_depth_gives_the_scale(kind, how):
     truth = path(kind, 12)
     oracle = Oracle(truth)
     depth = distances(truth).repeat_interleave(2, 1).repeat_interleave(2, 2)
     depth[3:, :, 20:] = 0  # only a part is known
     found = reconstruct(
-        oracle, oracle.frames, [range(12)], truth, lambda wanted: depth[list(wanted)], poses="given", trim=False
+        oracle,
+        oracle.frames,
+        [range(12)],
+        truth,
+        lambda wanted: depth[list(wanted)],
+        alignment=how,
+        poses="given",
+        trim=False,
     )
     assert_on_sphere(found)
-    assert found.report[0].startswith("frames 0 to 11: ") and "scale from the known depth" in found.report[0]
+    assert found.report[0].startswith("frames 0 to 11: ") and "scale from depth" in found.report[0]
 
 
 def test_where_cameras_stand_still_and_no_depth_is_known_the_scale_is_the_network_s_and_the_report_says_so():
@@ -207,10 +214,10 @@ def test_frames_are_taken_to_be_where_the_network_saw_them_or_where_the_cameras_
 @pytest.mark.parametrize("poses", ["given", "network"])
 @pytest.mark.parametrize("alignment", ["orientation", "centers"])
 def test_what_is_aligned_is_where_cameras_look_or_where_they_stand(alignment, poses):
-    truth = path("loop", 12)
+    truth = path("loop", 6)
     oracle = Askew(truth)
     cameras = truth if poses == "given" else None
-    found = reconstruct(oracle, oracle.frames, [range(12)], cameras, alignment=alignment, trim=False)
+    found = reconstruct(oracle, oracle.frames, [range(6)], cameras, alignment=alignment, trim=False)
     told = oracle.asked[-1][1]
     away = (found.cameras.centers - told.centers).norm(dim=1).max()
     away = away / (told.centers - told.centers.mean(0)).norm(dim=1).max()
@@ -222,10 +229,10 @@ def test_what_is_aligned_is_where_cameras_look_or_where_they_stand(alignment, po
 @pytest.mark.parametrize("poses", ["given", "network"])
 def test_chunks_with_few_points_join_by_the_same_alignment(poses, monkeypatch):
     monkeypatch.setattr(recon, "ENOUGH", 10**9)
-    truth = path("loop", 28)
+    truth = path("loop", 12)
     oracle = Askew(truth)
     cameras = truth if poses == "given" else None
-    found = reconstruct(oracle, oracle.frames, chunks_of(28, 16, 2, 4), cameras, alignment="centers", trim=False)
+    found = reconstruct(oracle, oracle.frames, [range(7), range(4, 12)], cameras, alignment="centers", trim=False)
     assert disagreement(found.cameras, truth, align(found.cameras, truth, "centers"))[0] < 1e-8
 
 
@@ -244,23 +251,23 @@ def test_whoever_finds_the_cameras_the_options_of_the_gaussians_hold(poses):
 
 
 def test_cameras_come_in_the_precision_of_the_network():
-    truth = path("loop", 12)
+    truth = path("loop", 4)
     told = replace(truth, w2c=truth.w2c.float(), K=truth.K.float())
     for follow in ("predicted", "given"):
         oracle = Oracle(truth)
-        found = reconstruct(oracle, oracle.frames, [range(12)], told, poses="given", follow=follow, trim=False)
+        found = reconstruct(oracle, oracle.frames, [range(4)], told, poses="given", follow=follow, trim=False)
         assert found.cameras.w2c.dtype == found.cameras.K.dtype == torch.float64
         assert_close(found.gaussians.means.norm(dim=1).mean(), torch.tensor(RADIUS).double(), rtol=1e-5, atol=0)
 
 
 def test_known_depth_may_have_another_size_and_be_wrong_here_and_there():
-    truth = path("rotation", 8)
+    truth = path("rotation", 4)
     oracle = Oracle(truth)
     depth = distances(truth).repeat_interleave(4, 1).repeat_interleave(4, 2)
     depth[:, 1::2], depth[:, :, 1::2] = 0, 0  # between the pixels that the network sees nothing is known
     depth[:, :10] *= 1e-3
     found = reconstruct(
-        oracle, oracle.frames, [range(8)], truth, lambda wanted: depth[list(wanted)], poses="given", trim=False
+        oracle, oracle.frames, [range(4)], truth, lambda wanted: depth[list(wanted)], poses="given", trim=False
     )
     assert_on_sphere(found)
 
@@ -287,14 +294,14 @@ def test_auto_lets_the_network_find_the_cameras_if_the_frames_move_otherwise():
     assert [told is None for _, told, _ in oracle.asked] == [False, True, False]
 
 
-@pytest.mark.parametrize("seed", [0, 3, 5])
+@pytest.mark.parametrize("seed", [0, 3])
 @pytest.mark.parametrize(("way", "looks"), [(0.012, 1), (0.018, 3)])
 def test_cameras_that_stand_still_may_waver_by_a_share_of_the_depth(seed, way, looks):
-    told = path("rotation", 12)
+    told = path("rotation", 4)
     w2c = told.w2c.clone()
     w2c[::2, 1, 3], w2c[1::2, 1, 3] = way, -way  # 5 % of a tenth of the depth are 0.015
     oracle, depth = Oracle(replace(told, w2c=w2c), seed), distances(told)
-    reconstruct(oracle, oracle.frames, [range(12)], told, lambda wanted: depth[list(wanted)], trim=False)
+    reconstruct(oracle, oracle.frames, [range(4)], told, lambda wanted: depth[list(wanted)], trim=False)
     assert len(oracle.asked) == looks
 
 
@@ -355,14 +362,14 @@ def test_metres_reach_the_world_through_the_cameras_of_the_first_look():
 
 
 def test_metres_reach_the_world_through_the_depth_of_the_first_look_where_cameras_stand_still():
-    truth = path("rotation", 12)
+    truth = path("rotation", 4)
     oracle = Oracle(truth)
 
     def to_metres(frames, views):
         scale = float(distances(truth).median() / views.depth.median())
         return replace(views, depth=scale * views.depth)
 
-    found = reconstruct(oracle, oracle.frames, [range(12)], trim=False, to_metres=to_metres)
+    found = reconstruct(oracle, oracle.frames, [range(4)], trim=False, to_metres=to_metres)
     radii = (found.gaussians.means - found.cameras.centers[0]).norm(dim=1)
     assert_close(radii, torch.full_like(radii, RADIUS))
     assert_close(found.depth[:, ::2, ::2], distances(truth))
@@ -405,6 +412,12 @@ def test_short_videos_are_looked_at_whole_and_long_ones_in_as_many_chunks_as_it_
     chunks = chunks_of(FRAMES_AT_ONCE + 1)
     assert [len(chunk) for chunk in chunks] == [128, 128]
     assert chunks[0][-10:] == chunks[1][:10] and chunks[1][-1] == FRAMES_AT_ONCE
+
+
+def test_more_views_than_a_long_video_has_frames_for_are_as_many_as_it_has():
+    chunks = chunks_of(600, 512)
+    assert [len(chunk) for chunk in chunks] == [305, 305] and chunks[0][-10:] == chunks[1][:10]
+    assert sorted({frame for chunk in chunks for frame in chunk}) == list(range(600))
 
 
 @pytest.mark.parametrize("arguments", [(1,), (0,), (20, 1)])

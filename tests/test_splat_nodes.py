@@ -7,6 +7,8 @@ import importlib
 import pytest
 import torch
 
+FIELDS = ("positions", "scales", "rotations", "opacities", "sh")
+
 
 @pytest.fixture
 def nodes(pack):
@@ -138,3 +140,9 @@ def test_all_that_is_asked_for_reaches_the_fit_in_tensors_that_have_gradients(op
     for tensor in (*vars(gaussians).values(), pictures, told.w2c, told.K, *depths):
         assert not tensor.is_inference() and tensor.dtype == torch.float32
     on_step(1, 40, None)
+
+
+def test_a_batch_of_splats_is_refused_where_one_is_wanted(nodes, splat):
+    two = nodes.Types.SPLAT(*(torch.cat([getattr(splat, name)] * 2) for name in FIELDS))
+    with pytest.raises(ValueError, match="batch of 2"):
+        nodes.PruneSplat.execute(two)

@@ -38,6 +38,8 @@ class Reconstructor:
 
     @torch.no_grad()
     def __call__(self, frames: Tensor, told: Cameras | None, gaussians: bool) -> Views:
+        if not torch.isfinite(frames).all():
+            raise ValueError(f"these {len(frames)} images have NaN or infinite pixels; look at where they were made")
         pixels = prepared(frames, self.resolution or longest_side(frames.shape[1:3]))
         size, network = tuple(pixels.shape[2:]), self.model.model.diffusion_model
         ratio = self.down_ratio if gaussians else 0
