@@ -1,8 +1,8 @@
 """Frames in the size that Depth Anything 3 looks at them, resampled as the reference's preparation does.
 
 The reference resizes 8-bit pictures by the mean over each new pixel's area, or by cubic interpolation where a side grows,
-and rounds to 8 bits again; the network was trained on such pictures. Against OpenCV's own, one value in a thousand is
-one of 255 steps off.
+and rounds to 8 bits again. Against OpenCV's own, at most one of 255 steps is between them: in one value of 3000 from
+832x480 to 826x476.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
         return picture
     if size[0] > before[0] or size[1] > before[1]:
         return rounded(interpolate(picture[None], size, mode="bicubic", align_corners=False)[0])
-    down, across = (_shares(a, b).to(picture.device) for a, b in zip(before, size, strict=True))
-    return rounded(down @ picture.double() @ across.T).to(picture)
+    down, across = (_shares(a, b).to(picture) for a, b in zip(before, size, strict=True))
+    return rounded(down @ picture @ across.T)
 
 
 def rounded(values: Tensor) -> Tensor:
