@@ -49,7 +49,7 @@ def page(server):
         browser.close()
 
 
-@pytest.mark.parametrize("name", ["custom_trajectory", "zoom"])
+@pytest.mark.parametrize("name", ["custom_trajectory", "zoom", "world_to_engine", "world_to_splat", "video_to_splat"])
 def test_a_dropped_workflow_opens_complete_and_queues_as_the_command_line_does(page, server, launcher, project, name):
     text = (project / "workflows" / f"{name}.json").read_text()
     workflow = json.loads(text)

@@ -54,8 +54,8 @@ def results(frames: tuple, splat_of: tuple, x: int, name: str) -> dict:
     return {
         "video": ("CreateVideo", (x, 0), {"fps": 16.0}, {"images": frames}),
         "save video": ("SaveVideo", (x + 300, 0), {"filename_prefix": f"lyra2/{name}"}, {"video": ("video", 0)}),
-        "surface": ("Lyra2WorldMesh", (x, 700), {}, {"world": splat_of}),
-        "save mesh": ("SaveGLB", (x + 300, 700), {"filename_prefix": f"lyra2/{name}"}, {"mesh": ("surface", 0)}),
+        "surface": ("Lyra2WorldMesh", (x, 980), {}, {"world": splat_of}),
+        "save mesh": ("SaveGLB", (x + 300, 980), {"filename_prefix": f"lyra2/{name}"}, {"mesh": ("surface", 0)}),
         "gaussians": ("Lyra2WorldGaussians", (x, 460), {"stride": 1}, {"world": splat_of}),
         "ply": ("SplatToFile3D", (x + 300, 460), {"format": "ply"}, {"splat": ("gaussians", 0)}),
         "save splat": (
@@ -410,7 +410,7 @@ def world_to_engine() -> dict:
         "note": ("MarkdownNote", (0, 300), {"": ENGINE_NOTE.format(title="World to engine", what=what)}, {}),
         "world": ("Lyra2LoadWorld", (0, 0), {"folder": "worlds/custom_trajectory"}, {}),
         "gaussians": ("Lyra2WorldGaussians", (340, 0), {}, {"world": ("world", 0)}),
-        "surface": ("Lyra2WorldMesh", (340, 300), {}, {"world": ("world", 0)}),
+        "surface": ("Lyra2WorldMesh", (680, 300), {}, {"world": ("world", 0)}),
         **bundle(680, ("gaussians", 0), {"folder": "exports/custom_trajectory"}, mesh=("surface", 0), world=("world", 0)),
     }
 
