@@ -14,7 +14,7 @@ from ..lyra_core import gaussian_adapter, recon, reconstruct
 from ..lyra_core import gaussians as splats
 from ..lyra_core.camera import Cameras
 from ..lyra_core.depth import DepthMap, resized
-from ..lyra_core.models import da3_gaussians
+from ..lyra_core.models import da3_files
 from ..lyra_core.models.reconstructor import Reconstructor, metres
 from ..lyra_core.world import World, to_float
 from . import types
@@ -63,7 +63,7 @@ class LoadReconstructor(io.ComfyNode):
             None if name == NONE else Path(folder_paths.get_full_path_or_raise(FOLDER, name))
             for name in (model_name, base)
         )
-        return io.NodeOutput(da3_gaussians.load(source, tuned_from, DTYPES[weight_dtype], types.progress()))
+        return io.NodeOutput(da3_files.load(source, tuned_from, DTYPES[weight_dtype], types.progress()))
 
 
 class Reconstruct(io.ComfyNode):

@@ -23,6 +23,11 @@ def da3(comfy_host):
 
 
 @pytest.fixture(scope="module")
+def files(comfy_host):
+    return importlib.import_module("lyra_core.models.da3_files")
+
+
+@pytest.fixture(scope="module")
 def weights(comfy_host, tiny_models):
     """By the host's names."""
     return tiny_models.da3_gaussians_weights()
@@ -35,9 +40,9 @@ def published(tiny_models, weights):
 
 
 @pytest.fixture(scope="module")
-def patcher(da3, tiny_models, tmp_path_factory):
+def patcher(files, tiny_models, tmp_path_factory):
     file = tiny_models.write_da3_gaussians(tmp_path_factory.mktemp("da3") / "nested.safetensors")
-    return da3.load(file, dtype=torch.float32)
+    return files.load(file, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -68,50 +73,50 @@ def assert_loaded(found, weights):
 
 
 @pytest.mark.parametrize("prefix", ["model.da3.", "da3.", "model.", "module.model.da3.", ""])
-def test_every_published_layout_is_the_same_network(da3, weights, published, tmp_path, prefix):
+def test_every_published_layout_is_the_same_network(files, weights, published, tmp_path, prefix):
     file = tmp_path / "model.safetensors"
     rest = {"model.da3_metric.head.scratch.output_conv1.bias": torch.ones(3)} if "da3" in prefix else {}
     save_file({**prefixed(published, prefix), **rest, "optimizer.step": torch.ones(1)}, file)
-    assert_loaded(da3.released_weights(file), weights)
+    assert_loaded(files.released_weights(file), weights)
 
 
 @pytest.mark.parametrize("key", ["module", "model", "state_dict", None])
-def test_a_pt_file_is_read_without_running_anything_in_it(da3, weights, published, tmp_path, key):
+def test_a_pt_file_is_read_without_running_anything_in_it(da3, files, weights, published, tmp_path, key):
     file = tmp_path / "model.pt"
     state = prefixed(published, "model.da3.")
     torch.save({key: state, "step": 7} if key else state, file)
-    assert_loaded(da3.released_weights(file), weights)
+    assert_loaded(files.released_weights(file), weights)
 
 
-def test_a_file_in_the_host_s_layout_is_taken_too(da3, weights, tmp_path):
+def test_a_file_in_the_host_s_layout_is_taken_too(files, weights, tmp_path):
     file = tmp_path / "model.safetensors"
     save_file(weights, file)
-    assert_loaded(da3.released_weights(file), weights)
+    assert_loaded(files.released_weights(file), weights)
 
 
-def test_a_tuned_part_is_completed_by_its_base(da3, weights, published, tmp_path):
+def test_a_tuned_part_is_completed_by_its_base(da3, files, weights, published, tmp_path):
     part, base = tmp_path / "part.safetensors", tmp_path / "base.safetensors"
     tuned = {name: weight + 1 for name, weight in published.items() if name.startswith(("gs_head.", "head."))}
     save_file(prefixed(tuned, "model.da3."), part)
     save_file(prefixed(published, "da3."), base)
     steps = []
-    found = da3.released_weights(part, base, on_step=lambda done, total: steps.append((done, total)))
+    found = files.released_weights(part, base, on_step=lambda done, total: steps.append((done, total)))
     assert steps[-1][0] == steps[-1][1] == sum(weight.nbytes for weight in published.values())
     assert_loaded(found, {name: w + 1 if name.startswith(("gs_head.", "head.")) else w for name, w in weights.items()})
 
 
-def test_the_backbone_is_converted_and_the_heads_stay_exact(da3, published, tmp_path):
+def test_the_backbone_is_converted_and_the_heads_stay_exact(files, published, tmp_path):
     file = tmp_path / "model.safetensors"
     save_file({name: weight.half() for name, weight in published.items()}, file)
-    found = da3.released_weights(file, dtype=torch.bfloat16)
+    found = files.released_weights(file, dtype=torch.bfloat16)
     for name, weight in found.items():
         assert weight.dtype == (torch.bfloat16 if name.startswith("backbone.") else torch.float32), name
 
 
-def test_progress_ends_with_all_bytes(da3, published, tmp_path):
+def test_progress_ends_with_all_bytes(files, published, tmp_path):
     file, steps = tmp_path / "model.safetensors", []
     save_file(published, file)
-    da3.released_weights(file, on_step=lambda done, total: steps.append((done, total)))
+    files.released_weights(file, on_step=lambda done, total: steps.append((done, total)))
     assert steps[-1][0] == steps[-1][1] == sum(weight.nbytes for weight in published.values())
 
 
@@ -129,26 +134,28 @@ def bad_files():
 
 
 @pytest.mark.parametrize(("change", "message"), [pytest.param(*rest, id=name) for name, *rest in bad_files()])
-def test_files_of_other_models_or_with_missing_weights_are_refused(da3, published, tmp_path, change, message):
+def test_files_of_other_models_or_with_missing_weights_are_refused(files, published, tmp_path, change, message):
     file = tmp_path / "model.safetensors"
     save_file(change(published), file)
     with pytest.raises(ValueError, match=message) as error:
-        da3.released_weights(file)
+        files.released_weights(file)
     assert str(file) in str(error.value)
 
 
-def test_a_base_that_does_not_complete_the_part_is_named(da3, published, tmp_path):
+def test_a_base_that_does_not_complete_the_part_is_named(files, published, tmp_path):
     part, base = tmp_path / "part.safetensors", tmp_path / "base.safetensors"
     save_file({name: w for name, w in published.items() if name.startswith("gs_head.")}, part)
     save_file({name: w for name, w in published.items() if not name.startswith(("gs_head.", "cam_dec."))}, base)
     with pytest.raises(ValueError, match="base.safetensors is not its base"):
-        da3.released_weights(part, base)
+        files.released_weights(part, base)
 
 
 # --------------------------------------------------------------------------------------------------------- the host
 
 
-def test_the_host_s_own_loader_takes_it_and_a_plain_depth_anything_stays_the_host_s(da3, weights, tmp_path, tiny_models):
+def test_the_host_s_own_loader_takes_it_and_a_plain_depth_anything_stays_the_host_s(
+    da3, weights, tmp_path, tiny_models
+):
     import comfy.sd
     from comfy.ldm.depth_anything_3.model import DepthAnything3Net
 
@@ -177,7 +184,9 @@ def test_depth_and_cameras_are_those_of_the_host_s_network(da3, network, weights
         dtype=torch.float32, operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
     theirs.backbone = network.backbone  # the host's presets have no SwiGLU at this width
-    missing, _ = theirs.load_state_dict({k: w for k, w in weights.items() if not k.startswith("gs_head.")}, strict=False)
+    missing, _ = theirs.load_state_dict(
+        {k: w for k, w in weights.items() if not k.startswith("gs_head.")}, strict=False
+    )
     assert not missing
     for block in theirs.cam_enc.trunk:
         block.attn.num_heads = 16  # as it was trained, whatever the width
@@ -248,10 +257,10 @@ def test_the_gaussian_head_is_the_host_s_with_the_whole_picture_added(network, m
     assert_close(torch.cat([raw, density[..., None].logit()], -1), answer.movedim(1, -1), rtol=1e-4, atol=1e-4)
 
 
-def test_in_half_precision_only_the_backbone_is_half(da3, published, tmp_path):
+def test_in_half_precision_only_the_backbone_is_half(files, published, tmp_path):
     file = tmp_path / "model.safetensors"
     save_file(published, file)
-    network = da3.load(file, dtype=torch.bfloat16).model.diffusion_model
+    network = files.load(file, dtype=torch.bfloat16).model.diffusion_model
     assert network.backbone.encoder.layer[0].mlp.weights_in.weight.dtype == torch.bfloat16
     assert network.gs_head.projects[0].weight.dtype == network.cam_enc.pose_branch.fc1.weight.dtype == torch.float32
     with torch.no_grad():
@@ -261,16 +270,18 @@ def test_in_half_precision_only_the_backbone_is_half(da3, published, tmp_path):
 
 
 def test_what_the_device_is_best_at_is_the_default_and_widths_that_the_host_does_not_know_are_refused(
-    da3, weights, tmp_path, monkeypatch
+    da3, files, weights, tmp_path, monkeypatch
 ):
     file, asked = tmp_path / "model.safetensors", []
     save_file(weights, file)
     monkeypatch.setattr(da3.management, "should_use_bf16", lambda device: True)
     monkeypatch.setattr(
-        da3.comfy.sd, "load_diffusion_model_state_dict", lambda *args, model_options: asked.append(model_options["dtype"])
+        da3.comfy.sd,
+        "load_diffusion_model_state_dict",
+        lambda *args, model_options: asked.append(model_options["dtype"]),
     )
     with pytest.raises(ValueError, match="no Depth Anything 3 of width 384"):
-        da3.load(file)
+        files.load(file)
     assert asked == [torch.bfloat16]
 
 
@@ -307,7 +318,9 @@ def test_without_gaussians_their_head_stays_silent(reconstructor, patcher):
 
 def test_the_host_is_asked_for_the_model_and_room_to_run(reconstructor, patcher, monkeypatch):
     asked = []
-    monkeypatch.setattr(reconstructor.management, "load_models_gpu", lambda *args, **kwargs: asked.append((args, kwargs)))
+    monkeypatch.setattr(
+        reconstructor.management, "load_models_gpu", lambda *args, **kwargs: asked.append((args, kwargs))
+    )
     reconstructor.Reconstructor(patcher)(frames(), None, True)
     ((models,), kwargs) = asked[0]
     assert models == [patcher] and kwargs["memory_required"] > 1 << 20
@@ -342,7 +355,7 @@ def test_another_depth_anything_is_refused(reconstructor, tiny_models, tmp_path)
 
 
 def reconstructor_of(folder, tiny_models):
-    module = importlib.import_module("lyra_core.models.da3_gaussians")
+    module = importlib.import_module("lyra_core.models.da3_files")
     return module.load(tiny_models.write_da3_gaussians(folder / "giant.safetensors"), dtype=torch.float32)
 
 
@@ -405,7 +418,9 @@ def test_the_network_is_told_of_cameras_in_the_pixels_that_it_sees(reconstructor
     told = []
     forward = patcher.model.diffusion_model.forward
     monkeypatch.setattr(
-        patcher.model.diffusion_model, "forward", lambda *args, **kwargs: told.append(kwargs) or forward(*args, **kwargs)
+        patcher.model.diffusion_model,
+        "forward",
+        lambda *args, **kwargs: told.append(kwargs) or forward(*args, **kwargs),
     )
     reconstructor.Reconstructor(patcher)(frames(3, (90, 60)), path(3, (90, 60)), False)
     K = path(3, (90, 60)).resized((84, 56)).K
@@ -414,7 +429,8 @@ def test_the_network_is_told_of_cameras_in_the_pixels_that_it_sees(reconstructor
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("depth", "depth is not finite.*bf16 or fp32"), ("extrinsics", "no cameras for these 3 frames")]
+    ("name", "message"),
+    [("depth", "depth is not finite.*bf16 or fp32"), ("extrinsics", "no cameras for these 3 frames")],
 )
 def test_numbers_that_overflowed_are_refused(reconstructor, patcher, monkeypatch, name, message):
     forward = patcher.model.diffusion_model.forward

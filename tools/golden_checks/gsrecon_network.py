@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lyra_core.models import da3_gaussians
+from lyra_core.models import da3_files, da3_gaussians
 
 from . import Check, Golden, relative
 
@@ -18,13 +18,13 @@ WHERE = {"device": "cpu", "dtype": torch.float32, "operations": torch.nn}
 def weights_of(arrays: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     """The published weights in a golden file, under the host's names."""
     stored = {prefix + key.removeprefix("sd."): weight for key, weight in arrays.items() if key.startswith("sd.")}
-    weights = dict(da3_gaussians.host_weights(stored))
+    weights = dict(da3_files.host_weights(stored))
     return {key.removeprefix("backbone.") if prefix else key: weight for key, weight in weights.items()}
 
 
 def check_backbone(golden: Golden) -> Iterator[Check]:
     arrays = golden.arrays
-    weights = weights_of(arrays, da3_gaussians.BACKBONE)
+    weights = weights_of(arrays, da3_files.BACKBONE)
     depth = 1 + max(int(key.split(".")[2]) for key in weights if key.startswith("encoder.layer."))
     network = da3_gaussians.backbone(
         weights["embeddings.cls_token"].shape[-1],
