@@ -169,9 +169,10 @@ def test_the_host_s_own_loader_takes_it_and_a_plain_depth_anything_stays_the_hos
 def test_registering_twice_leaves_one_entry(da3):
     import comfy.supported_models
 
+    before = list(comfy.supported_models.models)
     da3.register()
-    names = [model.__name__ for model in comfy.supported_models.models]
-    assert names.count("Da3WithGaussians") == 1 and names[0] == "Da3WithGaussians"
+    assert comfy.supported_models.models == before
+    assert [model.__name__ for model in before].count("Da3WithGaussians") == 1
 
 
 @pytest.mark.parametrize("told", [False, True])

@@ -25,7 +25,7 @@ from comfy.ldm.depth_anything_3.transform import affine_inverse, pose_encoding_t
 from torch import Tensor, nn
 
 from ..gaussian_adapter import CHANNELS
-from .lyra2_host import listed
+from .lyra2_host import listed, put_first
 
 PATCH = 14  # pixels
 CAMERA_HEADS = 16  # attention heads of the camera encoder at every width; the host builds it with others
@@ -309,7 +309,5 @@ def faults(shapes: Mapping[str, tuple[int, ...]], config: Mapping) -> list[str]:
 
 
 def register() -> None:
-    """Put it in front of the host's models, once: a Depth Anything 3 without Gaussian head goes on to be the host's."""
-    models = comfy.supported_models.models
-    ours = Da3WithGaussians.__name__
-    models[:] = [Da3WithGaussians, *(model for model in models if model.__name__ != ours)]
+    """Make the host know it: a Depth Anything 3 without Gaussian head goes on to be the host's."""
+    put_first(Da3WithGaussians)

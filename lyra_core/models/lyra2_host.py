@@ -314,10 +314,16 @@ class Lyra2(comfy.supported_models.WAN21_I2V):
         return super().process_unet_state_dict_for_saving({**state_dict, **stored})
 
 
-def register() -> None:
-    """Put Lyra 2 in front of the host's models, once: a plain Wan file goes on to be plain Wan."""
+def put_first(entry: type) -> None:
+    """Put an entry in front of the host's models, once; one of the same name, of an earlier import, makes room for it."""
     models = comfy.supported_models.models
-    models[:] = [Lyra2, *(model for model in models if model.__name__ != Lyra2.__name__)]
+    if entry not in models:
+        models[:] = [entry, *(model for model in models if model.__name__ != entry.__name__)]
+
+
+def register() -> None:
+    """Make the host know Lyra 2: a plain Wan file goes on to be plain Wan."""
+    put_first(Lyra2)
 
 
 # ------------------------------------------------------------------------------------------------ what nodes hand over
