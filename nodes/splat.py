@@ -8,8 +8,11 @@ from comfy_api.latest import Types, io, ui
 
 from ..lyra_core import gaussians as splats
 from ..lyra_core import rasterize
+from ..lyra_core.depth import DepthMap
 from ..lyra_core.world import World, to_float
 from . import types
+
+OPAQUE = 0.5  # from here on a pixel shows a surface that has a depth
 
 
 def to_splat(gaussians: splats.Gaussians) -> Types.SPLAT:
@@ -103,6 +106,10 @@ class RenderSplat(io.ComfyNode):
                 io.Image.Output(display_name="images"),
                 io.Mask.Output(display_name="alpha"),
                 io.Image.Output(display_name="depth", tooltip="Near is white; nothing is black."),
+                types.Depth.Output(
+                    display_name="scene_depth",
+                    tooltip="In scene units, where the splat is opaque: for Lyra 2 World Mesh, which so makes a mesh of any splat.",
+                ),
             ],
         )
 
@@ -117,9 +124,12 @@ class RenderSplat(io.ComfyNode):
             on_step(len(frames), 0, (frames[-1][0].clamp(0, 1) * 255).to(torch.uint8))
         images, alpha, depth = (torch.stack(part) for part in zip(*frames, strict=True))
         disparity = torch.where(depth > 0, 1 / depth.clamp_min(1e-9), 0.0)
-        return io.NodeOutput(
-            images.clamp(0, 1), alpha, (disparity / disparity.max().clamp_min(1e-9))[..., None].expand(-1, -1, -1, 3)
+        grey = (disparity / disparity.max().clamp_min(1e-9))[..., None].expand(-1, -1, -1, 3)
+        opaque = torch.where(alpha > OPAQUE, depth, 0.0)
+        maps = tuple(
+            DepthMap(d.float().cpu(), K, "splat") for d, K in zip(opaque, cameras.K.float().cpu(), strict=True)
         )
+        return io.NodeOutput(images.clamp(0, 1), alpha, grey, maps)
 
 
 class PruneSplat(io.ComfyNode):
@@ -142,7 +152,12 @@ class PruneSplat(io.ComfyNode):
                     tooltip="Fainter ones go. Higher: smaller files, thinner surfaces.",
                 ),
                 io.Float.Input(
-                    "faintest", default=0.0, min=0.0, max=0.99, step=0.05, tooltip="Share that goes, the faintest first."
+                    "faintest",
+                    default=0.0,
+                    min=0.0,
+                    max=0.99,
+                    step=0.05,
+                    tooltip="Share that goes, the faintest first.",
                 ),
                 io.Float.Input(
                     "max_size",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,3 +147,25 @@ def test_a_batch_of_splats_is_refused_where_one_is_wanted(nodes, splat):
     two = nodes.Types.SPLAT(*(torch.cat([getattr(splat, name)] * 2) for name in FIELDS))
     with pytest.raises(ValueError, match="batch of 2"):
         nodes.PruneSplat.execute(two)
+
+
+def test_a_rendered_splat_has_depth_where_it_is_opaque_and_becomes_a_mesh(nodes, pack):
+    """A wall at z = 2, seen by a camera that it fills, and by one that it fills to the half."""
+    camera = importlib.import_module("lyra_pack.lyra_core.camera")
+    x, y = torch.meshgrid(torch.arange(-2, 2, 0.02), torch.arange(-1.5, 1.5, 0.02), indexing="ij")
+    means = torch.stack([x, y, torch.full_like(x, 2.0)], -1).reshape(-1, 3)
+    count = len(means)
+    scales = torch.tensor([0.02, 0.02, 0.002]).repeat(count, 1)
+    quats = torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1)
+    wall = nodes.splats.Gaussians(means, quats, scales, torch.full((count,), 0.9), torch.ones(count, 1, 3))
+    views = camera.pinhole((48, 64), 60.0, 2)
+    w2c = views.w2c.clone()
+    w2c[1, 0, 3] = 2.0  # the second camera stands at x = -2, where the wall ends
+    views = replace(views, w2c=w2c)
+    images, alpha, _, depth = nodes.RenderSplat.execute(nodes.to_splat(wall), views, "#000000", "torch").args
+    torch.testing.assert_close(depth[0].depth, torch.full((48, 64), 2.0), atol=0.01, rtol=0)
+    left, right = depth[1].depth[:, :28], depth[1].depth[:, 36:]
+    assert (left == 0).all() and (right - 2).abs().max() < 0.01
+    assert ((alpha[1] > 0.5) == (depth[1].depth > 0)).all()
+    mesh, report = pack.mesh.WorldMesh.execute(images=images, cameras=views, depth=depth).args
+    assert (mesh.vertices[0, :, 2] + 2).abs().max() < 0.05 and mesh.faces.shape[1] > 100
