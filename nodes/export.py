@@ -160,9 +160,6 @@ class ExportWorld(io.ComfyNode):
 def _sources(splat, mesh, world: World | None, cameras: Cameras | None, images, collision_faces: int) -> Sources:
     if splat is None and mesh is None and world is None and cameras is None and images is None:
         raise ValueError("nothing is connected to export; connect a splat, a mesh, a world, cameras or images")
-    for kind, batch in (("splat", splat and splat.positions), ("mesh", mesh and mesh.vertices)):
-        if batch is not None and len(batch) != 1:
-            raise ValueError(f"this {kind} is a batch of {len(batch)}; a bundle is one world, so connect one of them")
     if cameras is None and world is not None:
         cameras = world.cameras
     picture, pictures = None, 0

@@ -11,8 +11,9 @@ from comfy_api.latest import Types, io
 from ..lyra_core import depth as depths
 from ..lyra_core import surface, tsdf
 from ..lyra_core.camera import AXES_FLIP, Cameras
-from ..lyra_core.world import World, to_float
+from ..lyra_core.world import World
 from . import types
+from .splat import world_views
 
 
 def to_mesh(mesh: surface.Mesh) -> Types.MESH:
@@ -29,7 +30,9 @@ def to_mesh(mesh: surface.Mesh) -> Types.MESH:
 
 
 def from_mesh(mesh: Types.MESH) -> surface.Mesh:
-    """The first item of the host's MESH in OpenCV axes, without its padding; grey where it has no colours."""
+    """The host's MESH, which may hold only one item, in OpenCV axes and without padding; grey where it has no colours."""
+    if len(mesh.vertices) != 1:
+        raise ValueError(f"this mesh is a batch of {len(mesh.vertices)}; connect one of them")
     vertices, faces = mesh.vertices[0].float(), mesh.faces[0].long()
     if mesh.vertex_counts is not None:
         vertices, faces = vertices[: int(mesh.vertex_counts[0])], faces[: int(mesh.face_counts[0])]
@@ -125,7 +128,7 @@ def _views_of(
     parts = {"images": images, "cameras": cameras, "depth": depth}
     given = [name for name, part in parts.items() if part is not None]
     if world is not None and not given:
-        return _world_views(world, invented)
+        return world_views(world, invented)
     if world is None and len(given) == len(parts):
         return _posed_views(types.colour(images), cameras, depth)
     if world is not None:
@@ -133,16 +136,6 @@ def _views_of(
     raise ValueError(
         f"connect a world, or images, cameras and depth together; found {', '.join(given) or 'nothing connected'}"
     )
-
-
-def _world_views(world: World, invented: bool) -> Iterator[tuple]:
-    """One view per keyframe, the photo first."""
-    on_step = types.progress(len(world.memory.keyframes))
-    for done, keyframe in enumerate(world.memory.keyframes):
-        picture = world.frame(keyframe.frame)
-        known = None if invented else ~world.invented(keyframe.frame)
-        yield to_float(picture), keyframe.depth, keyframe.camera, known
-        on_step(done + 1, len(world.memory.keyframes), picture)
 
 
 def _posed_views(images: torch.Tensor, cameras: Cameras, depth: tuple) -> Iterator[tuple]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from comfy.model_management import get_torch_device, intermediate_device
 from comfy_api.latest import Types, io, ui
@@ -69,10 +71,10 @@ class WorldGaussians(io.ComfyNode):
 
     @classmethod
     def execute(cls, world, stride, invented) -> io.NodeOutput:
-        return io.NodeOutput(to_splat(splats.fuse(_views(world, invented), stride)))
+        return io.NodeOutput(to_splat(splats.fuse(world_views(world, invented), stride)))
 
 
-def _views(world: World, invented: bool):
+def world_views(world: World, invented: bool) -> Iterator[tuple]:
     """One view per keyframe, the photo first."""
     on_step = types.progress(len(world.memory.keyframes))
     for done, keyframe in enumerate(world.memory.keyframes):

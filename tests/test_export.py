@@ -362,7 +362,7 @@ def emptied(splat):
 @pytest.mark.parametrize(
     "change, says",
     [
-        (many, "this splat is a batch of 3; a bundle is one world"),
+        (many, "this splat is a batch of 3; connect one of them"),
         (with_nan, r"4 of \d+ gaussians have NaN"),
         (emptied, "this splat is empty"),
     ],

@@ -740,6 +740,9 @@ def test_meshes_of_others_come_without_their_padding(nodes, mesh):
     theirs.face_counts = torch.tensor([0])
     with pytest.raises(ValueError, match="empty"):
         nodes.from_mesh(theirs)
+    theirs.vertices = theirs.vertices.repeat(2, 1, 1)
+    with pytest.raises(ValueError, match="batch of 2"):
+        nodes.from_mesh(theirs)
 
 
 def test_what_the_host_saves_opens_the_right_way_up(nodes, comfy_host, world):
