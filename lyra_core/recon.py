@@ -66,9 +66,6 @@ class Similarity:
         )
 
 
-UNMOVED = Similarity(1.0, torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
-
-
 def _array(values: Tensor) -> np.ndarray:
     return values.detach().cpu().double().numpy()
 
@@ -132,16 +129,19 @@ def _by_centers(here: np.ndarray, there: np.ndarray) -> Similarity:
     return _fitted(max(scale, LEAST), R, t)
 
 
-def disagreement(source: Cameras, target: Cameras, similarity: Similarity) -> tuple[float, float]:
+def disagreement(
+    source: Cameras, target: Cameras, similarity: Similarity, shortest: float = 0.0
+) -> tuple[float, float]:
     """How far apart the cameras still are: rms of the centres over the length of the target's path, mean degrees.
 
     Both are 0 for the same video; above about 5 % or 3 degrees it doesn't follow the cameras. A target that stands
-    still has no length: then the first is infinite, or 0 if the source stands in the same place.
+    still has no length: then the first is infinite, or 0 if the source stands in the same place. A path shorter than
+    `shortest` (the target's units) is taken to be that long.
     """
     moved = similarity.cameras(source)
     here, there = _array(moved.centers), _array(target.centers)
     rms = float(np.sqrt(np.square(here - there).sum(1).mean()))
-    length = float(np.linalg.norm(np.diff(there, axis=0), axis=1).sum())
+    length = max(float(np.linalg.norm(np.diff(there, axis=0), axis=1).sum()), shortest)
     between = (moved.w2c[:, :3, :3].mT @ target.w2c[:, :3, :3].to(moved.w2c)).cpu().double()
     twist = torch.stack([between[:, 2, 1] - between[:, 1, 2], between[:, 0, 2] - between[:, 2, 0],
                          between[:, 1, 0] - between[:, 0, 1]], 1).norm(dim=1)  # fmt: skip

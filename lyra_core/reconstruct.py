@@ -97,12 +97,12 @@ def chunks_of(total: int, views: int = 128, count: int = 0, overlap: int = 10) -
     """
     if min(total, views) < FEWEST:
         raise ValueError(f"{min(total, views)} view has no second camera to measure against; give {FEWEST} or more")
-    automatic = count or -(-total // FRAMES_AT_ONCE)
-    if automatic == 1:
+    parts = count or -(-total // FRAMES_AT_ONCE)
+    if parts == 1:
         return [recon.evenly(0, total - 1, views)]
     if not count:  # not more views than there are frames for
-        views = min(views, (total + (automatic - 1) * overlap) // automatic)
-    return recon.uniform_chunks(total, automatic, views, overlap)
+        views = min(views, (total + (parts - 1) * overlap) // parts)
+    return recon.uniform_chunks(total, parts, views, overlap)
 
 
 def reconstruct(
@@ -208,7 +208,7 @@ def _placed(
         fit = recon.align(told, predicted, "orientation", scale or 1.0)
         note = f"{problem}: {'scale from depth' if scale else 'the scale is the one of the network'}; "
     depth = views.depth / fit.scale
-    drift, turn = _off(fit.inverse.cameras(predicted), told, float(depth.median()))
+    drift, turn = recon.disagreement(predicted, told, fit.inverse, SHORT_PATH * float(depth.median()))
     gaussians, seen = recon.in_world(
         views.raw, views.density, views.depth, predicted, told, fit, follow, largest, 9 if harmonics else 1
     )
@@ -223,14 +223,6 @@ def _scale(depth: Tensor, known: Tensor | None) -> float | None:
     known = torch.nn.functional.interpolate(known[:, None].to(depth), depth.shape[1:], mode="nearest")[:, 0]
     shared = (known > 0) & (depth > 0)
     return float((depth[shared] / known[shared]).median()) if shared.any() else None
-
-
-def _off(cameras: Cameras, told: Cameras, depth: float) -> tuple[float, float]:
-    """Rms distance of cameras over the path's length, and mean angle in degrees; depth: the scene's, for short paths."""
-    here, there = cameras.centers, told.centers
-    length = float((there[1:] - there[:-1]).norm(dim=1).sum())
-    rms = float((here - there).square().sum(1).mean().sqrt())
-    return rms / max(length, SHORT_PATH * depth, 1e-12), recon.disagreement(cameras, told, recon.UNMOVED)[1]
 
 
 def _join(before: _Part, part: _Part, overlap: int, how: str) -> recon.Similarity:

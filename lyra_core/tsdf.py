@@ -40,9 +40,8 @@ class Volume:
     voxel: float  # side of a voxel, scene units; voxel (i, j, k) has its centre at (i + 0.5, j + 0.5, k + 0.5) of them
     truncation: float  # distances are known up to here, scene units
     blocks: Tensor  # (B, 3) int64, in units of blocks
-    pages: tuple[
-        Tensor, ...
-    ]  # (<= PAGE, 512, 6) each, B in all: sums of distance, weight, and weighted red, green, blue, 1
+    # (<= PAGE, 512, 6) each, B in all: sums of distance, weight, and weighted red, green, blue, 1
+    pages: tuple[Tensor, ...]
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -53,9 +52,8 @@ class Volume:
 class _View:
     """One picture as a plane per pixel."""
 
-    pixels: (
-        Tensor  # (H * W, 8) disparity, its slope per pixel to the right and down, h, weight, and colour; h = 0: unknown
-    )
+    # (H * W, 8) disparity, its slope per pixel to the right and down, h, weight, and colour; h = 0: unknown
+    pixels: Tensor
     points: Tensor  # (N, 3) of the measured pixels, in world space
     steps: Tensor  # (N,) from one to its neighbours, scene units
     camera: Cameras

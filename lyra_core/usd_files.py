@@ -33,9 +33,8 @@ from .surface import Mesh
 
 LARGEST_PACKAGE = 2**32 - 2**20  # bytes; a .usdz is a zip file of the 32-bit kind
 TO_Z_UP = ((1, 0, 0, 0), (0, 0, -1, 0), (0, 1, 0, 0), (0, 0, 0, 1))  # rows: where x, y and z of the world go
-FILM = (
-    36.0  # tenths of a scene unit, which is how USD measures a film's width; the usual 36 mm if a unit is a centimetre
-)
+# tenths of a scene unit, which is how USD measures a film's width; the usual 36 mm if a unit is a centimetre
+FILM = 36.0
 REACH = 3.0  # standard deviations of a gaussian that its extent takes in
 NEAR, FAR = 0.01, 1e5  # scene units; USD's own nearest is 1, which would cut a room open
 

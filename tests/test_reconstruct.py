@@ -14,12 +14,13 @@ from torch.testing import assert_close
 from lyra_core import recon
 from lyra_core.camera import Cameras, pinhole, pixel_grid
 from lyra_core.gaussian_adapter import LARGEST, on_grid
-from lyra_core.recon import UNMOVED, Similarity, align, disagreement
+from lyra_core.recon import Similarity, align, disagreement
 from lyra_core.reconstruct import BORDER, FRAMES_AT_ONCE, Views, chunks_of, in_metres, inside_border, reconstruct
 
 SIZE, GRID = (48, 64), (24, 32)
 RADIUS = 3.0  # everything lies on a sphere around the origin, seen from inside
 PIXELS = GRID[0] * GRID[1]
+SAME = Similarity(1.0, torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
 
 
 def path(kind: str, frames: int) -> Cameras:
@@ -207,7 +208,7 @@ def test_frames_are_taken_to_be_where_the_network_saw_them_or_where_the_cameras_
     predicted = reconstruct(oracle, oracle.frames, [range(12)], told, poses="given", trim=False)
     given = reconstruct(oracle, oracle.frames, [range(12)], told, poses="given", follow="given", trim=False)
     assert_on_sphere(predicted)
-    assert disagreement(predicted.cameras, truth, UNMOVED)[1] < 1e-3
+    assert disagreement(predicted.cameras, truth, SAME)[1] < 1e-3
     assert_close(given.cameras.w2c, told.w2c)
 
 
@@ -221,7 +222,7 @@ def test_what_is_aligned_is_where_cameras_look_or_where_they_stand(alignment, po
     told = oracle.asked[-1][1]
     away = (found.cameras.centers - told.centers).norm(dim=1).max()
     away = away / (told.centers - told.centers.mean(0)).norm(dim=1).max()
-    turn = disagreement(found.cameras, told, UNMOVED)[1]
+    turn = disagreement(found.cameras, told, SAME)[1]
     expected = (0, 2.0) if alignment == "centers" else (2 * math.sin(math.radians(1)), 0)
     assert (float(away), turn) == pytest.approx(expected, abs=5e-4)
 
@@ -350,7 +351,7 @@ def test_metres_reach_the_world_through_the_cameras_of_the_first_look():
     truth = path("loop", 20)
 
     def to_metres(frames, views):
-        seen = Similarity(7.0, UNMOVED.R, UNMOVED.t).cameras(views.cameras)
+        seen = Similarity(7.0, SAME.R, SAME.t).cameras(views.cameras)
         return replace(views, depth=7 * views.depth, cameras=seen)
 
     plain = reconstruct(Oracle(truth), Oracle(truth).frames, [range(20)], trim=False)

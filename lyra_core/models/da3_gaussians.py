@@ -10,7 +10,6 @@ Weights keep the host's names; `da3_files` reads the files as they were publishe
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -25,9 +24,9 @@ from comfy.ldm.depth_anything_3.transform import affine_inverse, pose_encoding_t
 from torch import Tensor, nn
 
 from ..gaussian_adapter import CHANNELS
+from ..resampling import PATCH
 from .lyra2_host import listed, put_first
 
-PATCH = 14  # pixels
 CAMERA_HEADS = 16  # attention heads of the camera encoder at every width; the host builds it with others
 LAYERS = {12: (5, 7, 9, 11), 24: (11, 15, 19, 23), 40: (19, 27, 33, 39)}  # whose output the heads see, by depth
 HEAD_FRAMES = 8  # that the heads look at together; they don't mix frames, so it only bounds memory
@@ -38,8 +37,6 @@ HEAD_COPIES = 4.5  # of the features in full size that the heads hold at once; 3
 RAW = sum(CHANNELS)
 MARKER = "gs_head.images_merger.0.weight"  # only files with a Gaussian head have it
 FLOAT32 = ("head.", "gs_head.", "cam_enc.", "cam_dec.")  # what the reference keeps out of half precision
-
-log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
 

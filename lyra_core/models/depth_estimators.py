@@ -20,14 +20,13 @@ from ..camera import Cameras, from_normalized
 from ..depth_alignment import Estimate, stretched, to_one_scale
 from ..preview import continued
 from ..recon import seen_from_first
+from ..reconstruct import FARTHEST_SKY, SKY, SKY_QUANTILE
 from ..resampling import prepared
 from .da3_gaussians import CAMERA_HEADS, Da3Gaussians, OnStep
 
 log = logging.getLogger(__name__)
 
-SKY = 0.3  # probability from which on the reference takes a pixel for sky
 SKIES = ("unknown", "far")
-FARTHEST_SKY = 200.0
 
 
 def longest_side(size: tuple[int, int]) -> int:
@@ -153,7 +152,7 @@ def _without_sky(depth: Tensor, sky: Tensor, kind: str) -> Tensor:
     ground = sky < SKY
     if kind == "unknown" or not ground.any():
         return torch.where(ground, depth, 0.0)
-    return torch.where(ground, depth, depth[ground].quantile(0.99).clamp_max(FARTHEST_SKY))
+    return torch.where(ground, depth, depth[ground].quantile(SKY_QUANTILE).clamp_max(FARTHEST_SKY))
 
 
 # ------------------------------------------------------------------------------------------------------------- MoGe
