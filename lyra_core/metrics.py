@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample
 
-from .camera import Cameras, project, unproject
+from .cameras.camera import Cameras, project, unproject
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # Wang et al. 2004, as are the two stabilisers
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2

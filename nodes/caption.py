@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..lyra_core import world as worlds
-from ..lyra_core.caption import caption_pictures, caption_prompt
+from ..lyra_core.world import world as worlds
+from ..lyra_core.world.caption import caption_pictures, caption_prompt
 from . import types
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..lyra_core import depth as depths
-from ..lyra_core.camera import pinhole
+from ..lyra_core.cameras.camera import pinhole
+from ..lyra_core.memory import depth as depths
 from . import types
 
 

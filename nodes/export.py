@@ -15,11 +15,13 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_extras.nodes_save_3d import get_mesh_batch_item, save_glb
 from PIL import Image
 
-from ..lyra_core import bundle, camera_files, splat_files, surface, usd_files
-from ..lyra_core.camera import Cameras, check
-from ..lyra_core.camera_path import path_of
-from ..lyra_core.gaussians import Gaussians
-from ..lyra_core.world import World, to_uint8
+from ..lyra_core.cameras import camera_files
+from ..lyra_core.cameras.camera import Cameras, check
+from ..lyra_core.cameras.camera_path import path_of
+from ..lyra_core.exports import bundle, surface, usd_files
+from ..lyra_core.splats import splat_files
+from ..lyra_core.splats.gaussians import Gaussians
+from ..lyra_core.world.world import World, to_uint8
 from . import mesh as meshes
 from . import types
 from .splat import from_splat

@@ -12,13 +12,14 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import GraphBuilder, is_link
 from node_helpers import conditioning_set_values
 
-from ..lyra_core import camera_files, world_files
-from ..lyra_core import world as worlds
-from ..lyra_core.depth_alignment import ALIGNMENTS
-from ..lyra_core.framepack import LYRA2
-from ..lyra_core.history import History
+from ..lyra_core.cameras import camera_files
+from ..lyra_core.conditioning.framepack import LYRA2
+from ..lyra_core.conditioning.history import History
+from ..lyra_core.memory.depth_alignment import ALIGNMENTS
 from ..lyra_core.models import generation
 from ..lyra_core.models.lyra2_host import conditioning
+from ..lyra_core.world import world as worlds
+from ..lyra_core.world import world_files
 from . import types
 from .sampling import full_schedule_inputs, seed_input
 from .world import warn_of_a_gap

@@ -8,10 +8,10 @@ import torch
 from comfy.model_management import get_torch_device, intermediate_device
 from comfy_api.latest import Types, io
 
-from ..lyra_core import depth as depths
-from ..lyra_core import surface, tsdf
-from ..lyra_core.camera import AXES_FLIP, Cameras
-from ..lyra_core.world import World
+from ..lyra_core.cameras.camera import AXES_FLIP, Cameras
+from ..lyra_core.exports import surface, tsdf
+from ..lyra_core.memory import depth as depths
+from ..lyra_core.world.world import World
 from . import types
 from .splat import world_views
 

@@ -6,11 +6,11 @@ import torch
 from comfy.model_management import free_memory, get_torch_device
 from comfy_api.latest import io, ui
 
-from ..lyra_core import rasterize
-from ..lyra_core.camera import Cameras
-from ..lyra_core.depth import DepthMap, resized
-from ..lyra_core.gaussians import Gaussians
-from ..lyra_core.optimize import optimize
+from ..lyra_core.cameras.camera import Cameras
+from ..lyra_core.memory.depth import DepthMap, resized
+from ..lyra_core.splats import rasterize
+from ..lyra_core.splats.gaussians import Gaussians
+from ..lyra_core.splats.optimize import optimize
 from . import types
 from .splat import from_splat, to_splat
 

@@ -10,13 +10,14 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..lyra_core import gaussian_adapter, recon, reconstruct
-from ..lyra_core import gaussians as splats
-from ..lyra_core.camera import Cameras
-from ..lyra_core.depth import DepthMap, resized
+from ..lyra_core.cameras.camera import Cameras
+from ..lyra_core.memory.depth import DepthMap, resized
 from ..lyra_core.models import da3_files
 from ..lyra_core.models.reconstructor import Reconstructor, metres
-from ..lyra_core.world import World, to_float
+from ..lyra_core.splats import alignment as fits
+from ..lyra_core.splats import gaussian_adapter, reconstruct
+from ..lyra_core.splats import gaussians as splats
+from ..lyra_core.world.world import World, to_float
 from . import types
 from .depth_estimator import Da3Model
 from .splat import to_splat
@@ -138,7 +139,7 @@ class Reconstruct(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "alignment",
-                    options=list(recon.ALIGNMENTS),
+                    options=list(fits.ALIGNMENTS),
                     default="orientation",
                     advanced=True,
                     tooltip="How the network's world is laid over the cameras. orientation: by where they look, safe on "
@@ -202,7 +203,7 @@ class Reconstruct(io.ComfyNode):
         gaussians = found.gaussians
         if prune:
             gaussians = splats.prune(gaussians, splats.faintest(gaussians.opacities, prune))
-        every = recon.on_all_frames(found.cameras, found.frames, source.total)
+        every = fits.on_all_frames(found.cameras, found.frames, source.total)
         report = "\n".join(found.report)
         return io.NodeOutput(
             to_splat(gaussians), every, source.frames(found.frames), found.cameras, _depth_maps(found), report,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..lyra_core import schedules
+from ..lyra_core.conditioning import schedules
 from ..lyra_core.models.sampling import UniPC
 from . import types
 

@@ -8,10 +8,10 @@ import torch
 from comfy.model_management import get_torch_device, intermediate_device
 from comfy_api.latest import Types, io, ui
 
-from ..lyra_core import gaussians as splats
-from ..lyra_core import rasterize
-from ..lyra_core.depth import DepthMap
-from ..lyra_core.world import World, to_float
+from ..lyra_core.memory.depth import DepthMap
+from ..lyra_core.splats import gaussians as splats
+from ..lyra_core.splats import rasterize
+from ..lyra_core.world.world import World, to_float
 from . import types
 
 OPAQUE = 0.5  # from here on a pixel shows a surface that has a depth

@@ -9,10 +9,10 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..lyra_core import camera_files, camera_path, path_picture, presets
-from ..lyra_core import trajectory as paths
-from ..lyra_core.camera import unproject
-from ..lyra_core.world import CHUNK_FRAMES, to_float
+from ..lyra_core.cameras import camera_files, camera_path, path_picture, presets
+from ..lyra_core.cameras import trajectory as paths
+from ..lyra_core.cameras.camera import unproject
+from ..lyra_core.world.world import CHUNK_FRAMES, to_float
 from . import types
 
 # what "strength" means, where it is not a multiple of the scene's depth

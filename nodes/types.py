@@ -15,12 +15,12 @@ from PIL import Image
 
 CATEGORY = "Lyra 2"
 
-World = io.Custom("LYRA2_WORLD")  # lyra_core.world.World
-Cameras = io.Custom("LYRA2_CAMERAS")  # lyra_core.camera.Cameras
-Depth = io.Custom("LYRA2_DEPTH")  # tuple of lyra_core.depth.DepthMap, one per picture
-Plan = io.Custom("LYRA2_PLAN")  # lyra_core.world.ChunkPlan
+World = io.Custom("LYRA2_WORLD")  # lyra_core.world.world.World
+Cameras = io.Custom("LYRA2_CAMERAS")  # lyra_core.cameras.camera.Cameras
+Depth = io.Custom("LYRA2_DEPTH")  # tuple of lyra_core.memory.depth.DepthMap, one per picture
+Plan = io.Custom("LYRA2_PLAN")  # lyra_core.world.world.ChunkPlan
 History = io.Custom("LYRA2_HISTORY")  # nodes.generation.Packed
-DepthEstimator = io.Custom("LYRA2_DEPTH_ESTIMATOR")  # lyra_core.depth_alignment.DepthEstimator
+DepthEstimator = io.Custom("LYRA2_DEPTH_ESTIMATOR")  # lyra_core.memory.depth_alignment.DepthEstimator
 MogeGeometry = io.Custom("MOGE_GEOMETRY")
 Da3Geometry = io.Custom("DA3_GEOMETRY")
 

@@ -9,10 +9,12 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..lyra_core import camera_files, metrics, preview, world_files
-from ..lyra_core import world as worlds
-from ..lyra_core.camera import Cameras
-from ..lyra_core.depth import DepthMap
+from ..lyra_core import metrics
+from ..lyra_core.cameras import camera_files
+from ..lyra_core.cameras.camera import Cameras
+from ..lyra_core.memory.depth import DepthMap
+from ..lyra_core.world import preview, world_files
+from ..lyra_core.world import world as worlds
 from . import types
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lyra_core import bundle
-from lyra_core.bundle import BundleError, licences, readme, save_colmap, spread, writing
-from lyra_core.camera import Cameras, project, quaternion_to_rotation
-from lyra_core.gaussians import Gaussians, colors_to_sh
+from lyra_core.cameras.camera import Cameras, project, quaternion_to_rotation
+from lyra_core.exports import bundle
+from lyra_core.exports.bundle import BundleError, licences, readme, save_colmap, spread, writing
+from lyra_core.splats.gaussians import Gaussians, colors_to_sh
 
 
 def make(folder, **files):
@@ -264,8 +264,8 @@ def test_the_readme_says_what_a_unit_is_worth_and_how_large_it_is(tmp_path):
 
 
 def test_the_axes_that_the_readme_tells_are_those_of_the_files():
-    from lyra_core.camera import AXES_FLIP
-    from lyra_core.usd_files import TO_Z_UP
+    from lyra_core.cameras.camera import AXES_FLIP
+    from lyra_core.exports.usd_files import TO_Z_UP
 
     x, y, z = 2.0, 3.0, 5.0
     text = "\n".join(bundle._measures(1.0, None))

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core import camera_files as cf
-from lyra_core.camera import Cameras, pinhole, quaternion_to_rotation, to_corner_origin
-from lyra_core.camera_path import CameraPath, PathKey
-from lyra_core.trajectory import scale
+from lyra_core.cameras import camera_files as cf
+from lyra_core.cameras.camera import Cameras, pinhole, quaternion_to_rotation, to_corner_origin
+from lyra_core.cameras.camera_path import CameraPath, PathKey
+from lyra_core.cameras.trajectory import scale
 
 SIZE = (48, 64)
 

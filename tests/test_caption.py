@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core import preview
-from lyra_core.camera import Cameras, join, pinhole
-from lyra_core.caption import caption_pictures, caption_prompt
-from lyra_core.memory import retrieve
-from lyra_core.warp import lift, merge, splat
-from lyra_core.world import World, begin, to_float
+from lyra_core.cameras.camera import Cameras, join, pinhole
+from lyra_core.memory.retrieval import retrieve
+from lyra_core.memory.warp import lift, merge, splat
+from lyra_core.world import preview
+from lyra_core.world.caption import caption_pictures, caption_prompt
+from lyra_core.world.world import World, begin, to_float
 
 SIZE, FOCAL = (32, 48), 40.0
 
@@ -65,7 +65,7 @@ def test_the_views_are_spread_over_the_path_and_end_where_it_ends(walked, frames
 
 
 def test_the_newest_frame_and_at_most_two_others_are_warped(walked, monkeypatch):
-    from lyra_core import caption
+    from lyra_core.world import caption
 
     lifted, asked = [], []
     monkeypatch.setattr(caption, "lift", lambda *args: lifted.append(args) or lift(*args))

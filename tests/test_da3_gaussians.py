@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from lyra_core.camera import pinhole
-from lyra_core.presets import preset
-from lyra_core.splat_files import load_ply, save_ply
+from lyra_core.cameras.camera import pinhole
+from lyra_core.cameras.presets import preset
+from lyra_core.splats.splat_files import load_ply, save_ply
 
 FRAMES, SIZE = 5, (56, 84)
 
@@ -512,7 +512,8 @@ def test_long_videos_come_in_chunks(nodes, model):
 
 def grown(turn, depth=5.0, size=(48, 64)):
     """A previewed world of 9 frames, whose cameras turn without moving; its second photo shows something else."""
-    core = {name: importlib.import_module(f"lyra_pack.lyra_core.{name}") for name in ("camera", "preview", "world")}
+    rooms = {"camera": "cameras", "preview": "world", "world": "world"}
+    core = {name: importlib.import_module(f"lyra_pack.lyra_core.{room}.{name}") for name, room in rooms.items()}
     camera = core["camera"].pinhole(size, 60.0)
     photo = torch.rand(*size, 3, generator=torch.Generator().manual_seed(3))
     other = (0.5 * photo, torch.full(size, 77.0), camera)

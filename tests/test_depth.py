@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core import depth as depth_
-from lyra_core.camera import from_normalized, pinhole, pixel_grid, unproject
-from lyra_core.depth import (
+from lyra_core.cameras.camera import from_normalized, pinhole, pixel_grid, unproject
+from lyra_core.memory import depth as depth_
+from lyra_core.memory.depth import (
     DepthMap,
     depth_map,
     focal_from_fov,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core.camera import Cameras, pinhole, unproject
-from lyra_core.depth import room_box
-from lyra_core.depth_alignment import (
+from lyra_core.cameras.camera import Cameras, pinhole, unproject
+from lyra_core.memory.depth import room_box
+from lyra_core.memory.depth_alignment import (
     OVERLAP,
     Estimate,
     believes_prediction,
@@ -28,7 +28,7 @@ from lyra_core.depth_alignment import (
     stretched,
     to_one_scale,
 )
-from lyra_core.memory import Keyframe
+from lyra_core.memory.retrieval import Keyframe
 
 SIZE = (96, 144)
 FOCAL = 150.0
@@ -315,7 +315,7 @@ def test_one_view_far_off_does_not_count_from_ten_views_on():
 
 
 def test_the_similarity_is_the_least_squares_one():
-    from lyra_core.depth_alignment import similarity
+    from lyra_core.memory.depth_alignment import similarity
 
     random = np.random.default_rng(0)
     source = random.normal(size=(7, 3))
@@ -335,7 +335,7 @@ def test_the_similarity_is_the_least_squares_one():
 
 
 def test_a_mirrored_path_is_turned_but_never_mirrored():
-    from lyra_core.depth_alignment import similarity
+    from lyra_core.memory.depth_alignment import similarity
 
     source = np.random.default_rng(1).normal(size=(8, 3))
     scale, R, _ = similarity(source, source * [1, 1, -1])

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core.camera import Cameras, pinhole
-from lyra_core.depth_alignment import Estimate, in_scene_units
+from lyra_core.cameras.camera import Cameras, pinhole
+from lyra_core.memory.depth_alignment import Estimate, in_scene_units
 
 SIZE = (64, 96)
 FRAMES = 3

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from lyra_core import camera_files, preview, rasterize, surface
-from lyra_core import world as worlds
-from lyra_core.camera import pinhole, pixel_grid, project
-from lyra_core.gaussians import Gaussians, colors_to_sh
+from lyra_core.cameras import camera_files
+from lyra_core.cameras.camera import pinhole, pixel_grid, project
+from lyra_core.exports import surface
+from lyra_core.splats import rasterize
+from lyra_core.splats.gaussians import Gaussians, colors_to_sh
+from lyra_core.world import preview
+from lyra_core.world import world as worlds
 
 SIZE = (48, 80)
 EVERYTHING = {

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from lyra_core.framepack import (
+from lyra_core.conditioning.framepack import (
     LYRA2,
     FramePackLayout,
     Segment,

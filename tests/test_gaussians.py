@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lyra_core.camera import (
+from lyra_core.cameras.camera import (
     pinhole,
     pixel_grid,
     project,
     quaternion_to_rotation,
     unproject,
 )
-from lyra_core.gaussians import (
+from lyra_core.metrics import psnr
+from lyra_core.splats.gaussians import (
     FOOTPRINT,
     LONGEST,
     SH_DC,
@@ -29,8 +30,7 @@ from lyra_core.gaussians import (
     voxel_reduce,
     without_outliers,
 )
-from lyra_core.metrics import psnr
-from lyra_core.rasterize import render
+from lyra_core.splats.rasterize import render
 
 SIZE = (60, 80)
 FOCAL = 70.0

@@ -19,14 +19,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core import preview, schedules, world_files
-from lyra_core.camera import Cameras, join, pinhole
-from lyra_core.correspondence import canonical_history, on_latents, ray_maps, warped_correspondences
-from lyra_core.depth import room_box
-from lyra_core.depth_alignment import Estimate
-from lyra_core.framepack import LYRA2
-from lyra_core.warp import lift, splat
-from lyra_core.world import World, begin, plan, rewind, to_float, to_uint8, warped_views
+from lyra_core.cameras.camera import Cameras, join, pinhole
+from lyra_core.conditioning import schedules
+from lyra_core.conditioning.correspondence import canonical_history, on_latents, ray_maps, warped_correspondences
+from lyra_core.conditioning.framepack import LYRA2
+from lyra_core.memory.depth import room_box
+from lyra_core.memory.depth_alignment import Estimate
+from lyra_core.memory.warp import lift, splat
+from lyra_core.world import preview, world_files
+from lyra_core.world.world import World, begin, plan, rewind, to_float, to_uint8, warped_views
 
 SIZE, LATENT, FOCAL = (32, 48), (4, 6), 40.0
 CHUNK, NEW, STILL, CHUNKS = 80, 20, 25, 4
@@ -338,7 +339,7 @@ def test_a_chunk_holds_what_was_sampled_and_what_was_made_of_it(loop, run):
 
 
 def test_depth_is_asked_of_the_keyframes_and_brought_to_scene_units(loop, run):
-    from lyra_core.depth_alignment import known_depth
+    from lyra_core.memory.depth_alignment import known_depth
 
     world, grown, steps = run.worlds[1], run.worlds[2], run.steps[1]
     frames, cameras, known = run.asked[1]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lyra_core.camera import Cameras
+from lyra_core.cameras.camera import Cameras
 
 
 @pytest.fixture

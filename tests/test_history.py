@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core.camera import Cameras, pinhole, quaternion_to_rotation
-from lyra_core.correspondence import canonical_coordinates, on_latents, ray_maps
-from lyra_core.framepack import LYRA2, FramePackLayout
-from lyra_core.history import Guides, History
+from lyra_core.cameras.camera import Cameras, pinhole, quaternion_to_rotation
+from lyra_core.conditioning.correspondence import canonical_coordinates, on_latents, ray_maps
+from lyra_core.conditioning.framepack import LYRA2, FramePackLayout
+from lyra_core.conditioning.history import Guides, History
 
 LAYOUT = FramePackLayout.parse("f1k1f2s2f1s1f3k2f1k1_g3")  # 8 slots, 3 of them spatial
 SIZE = (4, 6)

@@ -43,8 +43,8 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def history_of(spec: str, seed: int = 0, size: tuple[int, int] = SIZE):
-    from lyra_core.framepack import FramePackLayout
-    from lyra_core.history import RAY_CHANNELS, SLOT_CHANNELS, Guides, History
+    from lyra_core.conditioning.framepack import FramePackLayout
+    from lyra_core.conditioning.history import RAY_CHANNELS, SLOT_CHANNELS, Guides, History
 
     layout = FramePackLayout.parse(spec)
     slots, spatial, new = layout.slots(), layout.slots("spatial"), layout.new_latents
@@ -322,7 +322,7 @@ def test_an_area_sees_its_part_of_the_history(load, history, tiny_models):
     """The left half sampled as an area equals a world that is that half."""
     from node_helpers import conditioning_set_values
 
-    from lyra_core.history import Guides, History
+    from lyra_core.conditioning.history import Guides, History
 
     guides = Guides(*(guide[..., :4] for guide in history.guides()))
     half = History(history.layout, history.latents[..., :4], history.warped[..., :4], lambda: guides)

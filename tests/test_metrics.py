@@ -7,7 +7,7 @@ from math import inf, isclose, log10
 import pytest
 import torch
 
-from lyra_core.camera import pinhole, unproject
+from lyra_core.cameras.camera import pinhole, unproject
 from lyra_core.metrics import camera_distances, color_drift, psnr, reprojection_error, revisit_psnr, ssim
 
 SIZE = (24, 32)

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lyra_core import optimize as module
-from lyra_core.camera import Cameras, pinhole, project, quaternion_to_rotation
-from lyra_core.gaussians import Gaussians, colors_to_sh
+from lyra_core.cameras.camera import Cameras, pinhole, project, quaternion_to_rotation
+from lyra_core.cameras.presets import preset
 from lyra_core.metrics import psnr, ssim
-from lyra_core.optimize import optimize
-from lyra_core.presets import preset
-from lyra_core.rasterize import render as rasterise
+from lyra_core.splats import optimize as module
+from lyra_core.splats.gaussians import Gaussians, colors_to_sh
+from lyra_core.splats.optimize import optimize
+from lyra_core.splats.rasterize import render as rasterise
 
 SIZE, FOCAL, FRAMES, COUNT = (24, 32), 30.0, 10, 60
 STEPS = 120

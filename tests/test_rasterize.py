@@ -7,10 +7,10 @@ from math import exp, log, pi, sqrt
 import pytest
 import torch
 
-from lyra_core import rasterize
-from lyra_core.camera import pinhole, quaternion_to_rotation
-from lyra_core.gaussians import Gaussians, colors_to_sh, merge
-from lyra_core.rasterize import render, render_frames
+from lyra_core.cameras.camera import pinhole, quaternion_to_rotation
+from lyra_core.splats import rasterize
+from lyra_core.splats.gaussians import Gaussians, colors_to_sh, merge
+from lyra_core.splats.rasterize import render, render_frames
 
 SIZE = (20, 24)
 

@@ -11,11 +11,11 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch.testing import assert_close
 
-from lyra_core import recon
-from lyra_core.camera import Cameras, pinhole, pixel_grid
-from lyra_core.gaussian_adapter import LARGEST, on_grid
-from lyra_core.recon import Similarity, align, disagreement
-from lyra_core.reconstruct import BORDER, FRAMES_AT_ONCE, Views, chunks_of, in_metres, inside_border, reconstruct
+from lyra_core.cameras.camera import Cameras, pinhole, pixel_grid
+from lyra_core.splats import alignment
+from lyra_core.splats.alignment import Similarity, align, disagreement
+from lyra_core.splats.gaussian_adapter import LARGEST, on_grid
+from lyra_core.splats.reconstruct import BORDER, FRAMES_AT_ONCE, Views, chunks_of, in_metres, inside_border, reconstruct
 
 SIZE, GRID = (48, 64), (24, 32)
 RADIUS = 3.0  # everything lies on a sphere around the origin, seen from inside
@@ -162,7 +162,7 @@ def test_where_chunks_meet_those_are_kept_that_are_seen_from_nearest_or_nearly_s
 
     def expected(tolerance):
         views, parts = [truth[:6], truth[6:]], one.split(6 * PIXELS)
-        kept = [recon.owned(means, owner, views, tolerance) for owner, means in enumerate(parts)]
+        kept = [alignment.owned(means, owner, views, tolerance) for owner, means in enumerate(parts)]
         return one[torch.cat(kept)]
 
     assert_close(two.gaussians.means, expected(0.1 * float(distances(truth[:6]).median())))
@@ -229,7 +229,7 @@ def test_what_is_aligned_is_where_cameras_look_or_where_they_stand(alignment, po
 
 @pytest.mark.parametrize("poses", ["given", "network"])
 def test_chunks_with_few_points_join_by_the_same_alignment(poses, monkeypatch):
-    monkeypatch.setattr(recon, "ENOUGH", 10**9)
+    monkeypatch.setattr(alignment, "ENOUGH", 10**9)
     truth = path("loop", 12)
     oracle = Askew(truth)
     cameras = truth if poses == "given" else None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core.resampling import DEVIATION, MEAN, prepared, resized, rounded, seen_size
+from lyra_core.memory.resampling import DEVIATION, MEAN, prepared, resized, rounded, seen_size
 
 
 def picture(height, width, seed=0):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core import schedules
+from lyra_core.conditioning import schedules
 
 HIGHEST = 1 - 1 / 1000
 

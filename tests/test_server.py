@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from plyfile import PlyData
 
-from lyra_core import camera_files, world_files
-from lyra_core.camera import pinhole
+from lyra_core.cameras import camera_files
+from lyra_core.cameras.camera import pinhole
+from lyra_core.world import world_files
 
 NODES = {
     "Lyra2PresetTrajectory",

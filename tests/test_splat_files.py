@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lyra_core import splat_files
-from lyra_core.gaussians import Gaussians
-from lyra_core.splat_files import (
+from lyra_core.splats import splat_files
+from lyra_core.splats.gaussians import Gaussians
+from lyra_core.splats.splat_files import (
     LEAST_OPACITY,
     LEAST_SCALE,
     SplatFileError,

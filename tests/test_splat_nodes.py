@@ -81,7 +81,7 @@ def optimize(pack):
 
 
 def frames(nodes, count=4, size=(24, 32)):
-    cameras = importlib.import_module("lyra_pack.lyra_core.camera").pinhole(size, 30.0, count)
+    cameras = importlib.import_module("lyra_pack.lyra_core.cameras.camera").pinhole(size, 30.0, count)
     return torch.rand(count, *size, 3, generator=torch.Generator().manual_seed(1)), cameras
 
 
@@ -151,7 +151,7 @@ def test_a_batch_of_splats_is_refused_where_one_is_wanted(nodes, splat):
 
 def test_a_rendered_splat_has_depth_where_it_is_opaque_and_becomes_a_mesh(nodes, pack):
     """A wall at z = 2, seen by a camera that it fills, and by one that it fills to the half."""
-    camera = importlib.import_module("lyra_pack.lyra_core.camera")
+    camera = importlib.import_module("lyra_pack.lyra_core.cameras.camera")
     x, y = torch.meshgrid(torch.arange(-2, 2, 0.02), torch.arange(-1.5, 1.5, 0.02), indexing="ij")
     means = torch.stack([x, y, torch.full_like(x, 2.0)], -1).reshape(-1, 3)
     count = len(means)

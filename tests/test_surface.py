@@ -16,12 +16,12 @@ import trimesh
 from torch import Tensor
 from torch.testing import assert_close
 
-from lyra_core import surface, tsdf
-from lyra_core.camera import Cameras, join, pinhole, pixel_grid, project, unproject
-from lyra_core.depth import depth_map
-from lyra_core.surface import Mesh, decimate, extract, mesh_of
-from lyra_core.tsdf import Volume, coarser, fuse
-from lyra_core.world import append, begin, plan
+from lyra_core.cameras.camera import Cameras, join, pinhole, pixel_grid, project, unproject
+from lyra_core.exports import surface, tsdf
+from lyra_core.exports.surface import Mesh, decimate, extract, mesh_of
+from lyra_core.exports.tsdf import Volume, coarser, fuse
+from lyra_core.memory.depth import depth_map
+from lyra_core.world.world import append, begin, plan
 
 SIZE, FOCAL = (96, 128), 80.0
 LOW, HIGH = torch.tensor([-3.05, -1.43, -2.57]), torch.tensor([3.11, 1.37, 4.23])  # of the room; y is down
@@ -684,10 +684,11 @@ def test_the_node_makes_the_same_of_posed_pictures(nodes, cameras):
     made = [view(camera) for camera in cameras[:3]]
     images, posed = torch.stack([m[0] for m in made]), join(*cameras[:3])
     maps = tuple(depth_map(m[1], m[2].K[0], "test") for m in made)
-    mesh, report = run(nodes, images=images, cameras=posed, depth=maps, voxel=0.1)
-    assert_close(nodes.from_mesh(mesh).vertices, mesh_of(made, 0.1).vertices)
+    # 0.1 would put the walls exactly onto the lattice, where the last bit of a product decides about a face
+    mesh, report = run(nodes, images=images, cameras=posed, depth=maps, voxel=0.097)
+    assert_close(nodes.from_mesh(mesh).vertices, mesh_of(made, 0.097).vertices)
     halved = tuple(depth_map(m.depth[::2, ::2], m.K, "test") for m in maps)
-    resized = run(nodes, images=images, cameras=posed.resized((48, 64)), depth=halved, voxel=0.1)[0]
+    resized = run(nodes, images=images, cameras=posed.resized((48, 64)), depth=halved, voxel=0.097)[0]
     assert off_surface(nodes.from_mesh(resized).vertices).quantile(0.9) < 0.1
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core import camera_path, presets
-from lyra_core import trajectory as tr
-from lyra_core.camera import Cameras, check, join, pinhole, quaternion_to_rotation, unproject
+from lyra_core.cameras import camera_path, presets
+from lyra_core.cameras import trajectory as tr
+from lyra_core.cameras.camera import Cameras, check, join, pinhole, quaternion_to_rotation, unproject
 
 SIZE = (48, 64)
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lyra_core import rasterize, usd_files
-from lyra_core.camera import Cameras, project, quaternion_to_rotation, rotation_to_quaternion
-from lyra_core.gaussians import Gaussians
-from lyra_core.surface import Mesh
+from lyra_core.cameras.camera import Cameras, project, quaternion_to_rotation, rotation_to_quaternion
+from lyra_core.exports import usd_files
+from lyra_core.exports.surface import Mesh
+from lyra_core.splats import rasterize
+from lyra_core.splats.gaussians import Gaussians
 
 pxr = pytest.importorskip("pxr", reason="usd-core reads what was written; pip install usd-core")
 from pxr import Gf, Sdf, Usd, UsdGeom, UsdPhysics, UsdVol  # noqa: E402
@@ -341,6 +342,6 @@ def test_a_usd_core_without_gaussians_is_told_apart(monkeypatch):
 
 def test_importing_it_does_not_import_usd(project):
     code = (
-        f"import sys; sys.path.insert(0, {str(project)!r}); import lyra_core.usd_files; sys.exit('pxr' in sys.modules)"
+        f"import sys; sys.path.insert(0, {str(project)!r}); import lyra_core.exports.usd_files; sys.exit('pxr' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0

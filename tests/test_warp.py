@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core import warp
-from lyra_core.camera import Cameras, pinhole, quaternion_to_rotation
-from lyra_core.warp import FAR, Points, lift, merge, reliable, splat, splat_views
+from lyra_core.cameras.camera import Cameras, pinhole, quaternion_to_rotation
+from lyra_core.memory import warp
+from lyra_core.memory.warp import FAR, Points, lift, merge, reliable, splat, splat_views
 
 SIZE = (14, 18)
 HOLES = {

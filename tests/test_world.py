@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core import preview as preview_
-from lyra_core.camera import Cameras, pinhole, quaternion_to_rotation
-from lyra_core.depth import room_box
-from lyra_core.preview import coarse_to_fine, generate, look_up, remembered_sources
-from lyra_core.world import (
+from lyra_core.cameras.camera import Cameras, pinhole, quaternion_to_rotation
+from lyra_core.memory.depth import room_box
+from lyra_core.world import preview as preview_
+from lyra_core.world.preview import coarse_to_fine, generate, look_up, remembered_sources
+from lyra_core.world.world import (
     append,
     begin,
     continuation,

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lyra_core import depth, preview, world, world_files
-from lyra_core.camera import Cameras, pinhole
+from lyra_core.cameras.camera import Cameras, pinhole
+from lyra_core.memory import depth
+from lyra_core.world import preview, world, world_files
 
 SIZE = (32, 48)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..framepack import LYRA2
+from ..conditioning.framepack import LYRA2
 from . import lyra2_host
 from .tensor_files import NAMES, Entry, read_entries
 

@@ -23,8 +23,8 @@ from comfy.ldm.depth_anything_3.dpt import DPT, DualDPT, _add_pos_embed, _custom
 from comfy.ldm.depth_anything_3.transform import affine_inverse, pose_encoding_to_extri_intri
 from torch import Tensor, nn
 
-from ..gaussian_adapter import CHANNELS
-from ..resampling import PATCH
+from ..memory.resampling import PATCH
+from ..splats.gaussian_adapter import CHANNELS
 from .lyra2_host import listed, put_first
 
 CAMERA_HEADS = 16  # attention heads of the camera encoder at every width; the host builds it with others

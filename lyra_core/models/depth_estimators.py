@@ -1,7 +1,7 @@
 """The host's depth models behind one contract: frames, cameras and what is known in, depth out.
 
 The models are the host's own, loaded by its own nodes; its memory management decides where they run. See
-`lyra_core.depth_alignment.DepthEstimator` for the contract, and `in_scene_units` for what happens to the scale.
+`lyra_core.memory.depth_alignment.DepthEstimator` for the contract, and `in_scene_units` for what happens to the scale.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from comfy.ldm.moge.model import MoGeModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..camera import Cameras, from_normalized
-from ..depth_alignment import Estimate, stretched, to_one_scale
-from ..preview import continued
-from ..recon import seen_from_first
-from ..reconstruct import FARTHEST_SKY, SKY, SKY_QUANTILE
-from ..resampling import prepared
+from ..cameras.camera import Cameras, from_normalized
+from ..memory.depth_alignment import Estimate, stretched, to_one_scale
+from ..memory.resampling import prepared
+from ..splats.alignment import seen_from_first
+from ..splats.reconstruct import FARTHEST_SKY, SKY, SKY_QUANTILE
+from ..world.preview import continued
 from .da3_gaussians import CAMERA_HEADS, Da3Gaussians, OnStep
 
 log = logging.getLogger(__name__)

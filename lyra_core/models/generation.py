@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from comfy.sd import VAE
 from torch import Tensor
 
-from ..camera import Cameras, join
-from ..correspondence import guides
-from ..depth_alignment import DepthEstimator, NoScaleError, in_scene_units, known_depth
-from ..framepack import LATENT_FRAMES, LYRA2, FramePackLayout, spatial_frames, temporal_latents
-from ..history import History
-from ..warp import lift, splat
-from ..world import ChunkPlan, Latents, World, append, keyframe_ids, to_uint8, warped_views
+from ..cameras.camera import Cameras, join
+from ..conditioning.correspondence import guides
+from ..conditioning.framepack import LATENT_FRAMES, LYRA2, FramePackLayout, spatial_frames, temporal_latents
+from ..conditioning.history import History
+from ..memory.depth_alignment import DepthEstimator, NoScaleError, in_scene_units, known_depth
+from ..memory.warp import lift, splat
+from ..world.world import ChunkPlan, Latents, World, append, keyframe_ids, to_uint8, warped_views
 from . import streaming_vae
 from .depth_estimators import MemoryEstimator
 from .streaming_vae import FRAMES, PAIR, Stream

@@ -21,8 +21,8 @@ from comfy.ldm.wan.model import WanAttentionBlock, WanModel, WanSelfAttention
 from comfy.model_management import supports_fp64
 from torch import Tensor, nn
 
-from ..framepack import PATCH, FramePackLayout, Segment
-from ..history import RAY_CHANNELS, SLOT_CHANNELS
+from ..conditioning.framepack import PATCH, FramePackLayout, Segment
+from ..conditioning.history import RAY_CHANNELS, SLOT_CHANNELS
 
 TEXT_TOKENS = 512  # the text is padded with zeros to exactly this length
 OCTAVES = 2  # sine and cosine at pi and 2 pi

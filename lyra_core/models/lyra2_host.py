@@ -24,8 +24,8 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
-from ..framepack import LYRA2, PATCH, FramePackLayout
-from ..history import RAY_CHANNELS, History
+from ..conditioning.framepack import LYRA2, PATCH, FramePackLayout
+from ..conditioning.history import RAY_CHANNELS, History
 from .lyra2 import TEXT_TOKENS, HistoryMaps, HistoryTokens, Lyra2Model
 
 MARKER = "clean_patch_embeddings.0.weight"  # a key of every Lyra 2 transformer and of nothing else

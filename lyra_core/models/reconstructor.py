@@ -10,10 +10,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..camera import Cameras
-from ..depth_alignment import stretched
-from ..reconstruct import Views, in_metres
-from ..resampling import prepared
+from ..cameras.camera import Cameras
+from ..memory.depth_alignment import stretched
+from ..memory.resampling import prepared
+from ..splats.reconstruct import Views, in_metres
 from .da3_gaussians import Da3Gaussians, OnStep
 from .depth_estimators import camera_conditions, longest_side, predicted_cameras
 

@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lyra_core import camera_files, metrics, presets, preview, trajectory
-from lyra_core.camera import Cameras, pinhole
-from lyra_core.depth import room_box
-from lyra_core.memory import Keyframe, retrieve
-from lyra_core.warp import lift, splat, splat_views
-from lyra_core.world import World, append, begin, plan, to_float
+from lyra_core import metrics
+from lyra_core.cameras import camera_files, presets, trajectory
+from lyra_core.cameras.camera import Cameras, pinhole
+from lyra_core.memory.depth import room_box
+from lyra_core.memory.retrieval import Keyframe, retrieve
+from lyra_core.memory.warp import lift, splat, splat_views
+from lyra_core.world import preview
+from lyra_core.world.world import World, append, begin, plan, to_float
 
 from . import Result, peak_mib, seconds
 

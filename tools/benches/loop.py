@@ -14,12 +14,14 @@ import torch
 from host import TOOLS, load
 from torch import Tensor
 
-from lyra_core import presets, schedules, world_files
-from lyra_core.camera import Cameras, pinhole
+from lyra_core.cameras import presets
+from lyra_core.cameras.camera import Cameras, pinhole
+from lyra_core.conditioning import schedules
 from lyra_core.models import generation, lyra2_host
 from lyra_core.models.depth_estimators import MemoryEstimator
 from lyra_core.models.sampling import UniPC
-from lyra_core.world import CHUNK_FRAMES, World, append, begin, keyframe_ids, plan, rewind
+from lyra_core.world import world_files
+from lyra_core.world.world import CHUNK_FRAMES, World, append, begin, keyframe_ids, plan, rewind
 
 from . import Result, peak_mib
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lyra_core.framepack import FramePackLayout
-from lyra_core.history import RAY_CHANNELS, SLOT_CHANNELS
+from lyra_core.conditioning.framepack import FramePackLayout
+from lyra_core.conditioning.history import RAY_CHANNELS, SLOT_CHANNELS
 from lyra_core.models.lyra2 import PATCH, HistoryMaps, HistoryTokens, Lyra2Model
 
 from . import Result

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lyra_core import gaussians, metrics, rasterize, recon
-from lyra_core.camera import Cameras, join, pinhole, quaternion_to_rotation, unproject
-from lyra_core.reconstruct import Views, reconstruct
+from lyra_core import metrics
+from lyra_core.cameras.camera import Cameras, join, pinhole, quaternion_to_rotation, unproject
+from lyra_core.splats import alignment, gaussians, rasterize
+from lyra_core.splats.reconstruct import Views, reconstruct
 
 from . import Result, peak_mib, seconds, surface
 from .splats import bench_splats
@@ -68,16 +69,16 @@ def rotation(random: np.random.Generator, degrees: float | None, count: int = 1)
 def turned_by(cameras: Cameras, noise: float, degrees: float, seed: int) -> dict[str, float]:
     """Degrees by which each fit misses the true rotation, of a network's noisy cameras in a world of its own."""
     random = np.random.default_rng(seed)
-    motion = recon.Similarity(1.7, rotation(random, None)[0], torch.from_numpy(random.normal(0, 2, 3)))
+    motion = alignment.Similarity(1.7, rotation(random, None)[0], torch.from_numpy(random.normal(0, 2, 3)))
     seen = motion.cameras(cameras)
     c2w = seen.c2w.clone()
     c2w[:, :3, :3] = c2w[:, :3, :3] @ rotation(random, degrees, len(seen))
     c2w[:, :3, 3] += motion.scale * noise * torch.from_numpy(random.normal(size=(len(seen), 3)))
     seen, errors = replace(seen, w2c=torch.linalg.inv(c2w)), {}
-    for how in recon.ALIGNMENTS:
+    for how in alignment.ALIGNMENTS:
         still = float(cameras.centers.var(0).sum()) < 1e-12
         # where cameras stand still, the scale comes from depth, not from them
-        fit = recon.align(cameras, seen, how, motion.scale if still and how == "orientation" else None)
+        fit = alignment.align(cameras, seen, how, motion.scale if still and how == "orientation" else None)
         trace = float((fit.R.mT @ motion.R).diagonal().sum())
         errors[how] = math.degrees(math.acos(min(1.0, (trace - 1) / 2))) if trace < 3 else 0.0
     return errors

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lyra_core.gaussians import Gaussians
-from lyra_core.splat_files import BLOCK, load_ply, load_splat, save_ply, save_splat
+from lyra_core.splats.gaussians import Gaussians
+from lyra_core.splats.splat_files import BLOCK, load_ply, load_splat, save_ply, save_splat
 
 from . import Result, peak_mib, seconds
 

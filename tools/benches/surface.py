@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lyra_core import surface, tsdf
-from lyra_core.camera import Cameras, pinhole, pixel_grid, unproject
+from lyra_core.cameras.camera import Cameras, pinhole, pixel_grid, unproject
+from lyra_core.exports import surface, tsdf
 
 from . import Result, peak_mib, seconds
 

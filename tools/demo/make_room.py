@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lyra_core.camera import pinhole, unproject  # noqa: E402
-from lyra_core.depth import _axes_through, room_box  # noqa: E402
+from lyra_core.cameras.camera import pinhole, unproject  # noqa: E402
+from lyra_core.memory.depth import _axes_through, room_box  # noqa: E402
 
 SIZE, FOCAL, DISTANCE = (960, 1664), 1250.44, 6.0
 VANISHING, WALL = (0.5, 0.55), (0.2, 0.1, 0.8, 0.72)

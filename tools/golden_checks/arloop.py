@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from lyra_core import camera_files, presets, schedules, trajectory
-from lyra_core.camera import Cameras, unproject
-from lyra_core.correspondence import canonical_coordinates, on_latents, ray_maps
-from lyra_core.framepack import FramePackLayout, temporal_latents
-from lyra_core.memory import STRIDE, TOLERANCE, Keyframe, retrieve
-from lyra_core.warp import FAR, Warp, lift, merge, reliable, splat
+from lyra_core.cameras import camera_files, presets, trajectory
+from lyra_core.cameras.camera import Cameras, unproject
+from lyra_core.conditioning import schedules
+from lyra_core.conditioning.correspondence import canonical_coordinates, on_latents, ray_maps
+from lyra_core.conditioning.framepack import FramePackLayout, temporal_latents
+from lyra_core.memory.retrieval import STRIDE, TOLERANCE, Keyframe, retrieve
+from lyra_core.memory.warp import FAR, Warp, lift, merge, reliable, splat
 
 from . import Check, Golden, furthest, relative
 from .traj import CAMERA_LIMIT

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lyra_core.camera import Cameras
-from lyra_core.depth_alignment import (
+from lyra_core.cameras.camera import Cameras
+from lyra_core.memory.depth_alignment import (
     Estimate,
     believes_prediction,
     depth_window,
@@ -20,7 +20,7 @@ from lyra_core.depth_alignment import (
     single_depth,
     stretched,
 )
-from lyra_core.world import ChunkPlan, keyframe_ids
+from lyra_core.world.world import ChunkPlan, keyframe_ids
 
 from . import Check, Golden, furthest, relative
 

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lyra_core import schedules
-from lyra_core.camera import Cameras
-from lyra_core.depth_alignment import Estimate
-from lyra_core.framepack import LYRA2
-from lyra_core.memory import Keyframe, SpatialMemory
+from lyra_core.cameras.camera import Cameras
+from lyra_core.conditioning import schedules
+from lyra_core.conditioning.framepack import LYRA2
+from lyra_core.memory.depth_alignment import Estimate
+from lyra_core.memory.retrieval import Keyframe, SpatialMemory
 from lyra_core.models import generation, lyra2_host, streaming_vae
 from lyra_core.models.sampling import UniPC
-from lyra_core.world import CHUNK_FRAMES, Chunk, Latents, World, as_bits, begin, plan, warped_views
+from lyra_core.world.world import CHUNK_FRAMES, Chunk, Latents, World, as_bits, begin, plan, warped_views
 
 from . import Check, Golden, furthest
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lyra_core import gaussian_adapter, recon, reconstruct
-from lyra_core.camera import Cameras, from_corner_origin
-from lyra_core.gaussians import Gaussians
+from lyra_core.cameras.camera import Cameras, from_corner_origin
+from lyra_core.splats import alignment, gaussian_adapter, reconstruct
+from lyra_core.splats.gaussians import Gaussians
 
 from . import Check, Golden, furthest, gsrecon_network, relative
 from .ply import check_ply
@@ -28,11 +28,11 @@ def cameras_of(w2c: Tensor, K: Tensor | None = None, size: tuple[int, int] = ANY
 def check_normalize(golden: Golden) -> Iterator[Check]:
     arrays = golden.arrays
     for key in (key for key in arrays if key.startswith("w2c")):
-        found = recon.seen_from_first(cameras_of(arrays[key][0])).w2c
+        found = alignment.seen_from_first(cameras_of(arrays[key][0])).w2c
         yield Check(key, "w2c", relative(found, arrays[key.replace("w2c", "out")][0]), LIMIT)
 
 
-def check_similarity(case: str, found: recon.Similarity, prefix: str, arrays: dict[str, Tensor]) -> Iterator[Check]:
+def check_similarity(case: str, found: alignment.Similarity, prefix: str, arrays: dict[str, Tensor]) -> Iterator[Check]:
     pairs = {"r": found.R, "t": found.t, "s": torch.tensor(found.scale, dtype=torch.float64)}
     for name, value in pairs.items():
         yield Check(case, name, relative(value, arrays[f"{prefix}_{name}"]), LIMIT)
@@ -41,16 +41,16 @@ def check_similarity(case: str, found: recon.Similarity, prefix: str, arrays: di
 def check_pose_tools(golden: Golden) -> Iterator[Check]:
     arrays = golden.arrays
     predicted, given = cameras_of(arrays["pred_w2c"], arrays["key_K"]), cameras_of(arrays["input_w2c"])
-    found = recon.align(given, predicted, "centers")
+    found = alignment.align(given, predicted, "centers")
     yield from check_similarity("umeyama", found, "umeyama", arrays)
     aligned = found.inverse.cameras(predicted)
     yield Check("aligned", "w2c", relative(aligned.w2c, arrays["aligned_w2c"]), LIMIT)
-    dense = recon.on_all_frames(aligned, arrays["key_idx"].tolist(), len(arrays["dense_w2c"]))
+    dense = alignment.on_all_frames(aligned, arrays["key_idx"].tolist(), len(arrays["dense_w2c"]))
     yield Check("dense", "w2c", relative(dense.w2c, arrays["dense_w2c"]), LIMIT)
     yield Check("dense", "K", relative(dense.K, from_corner_origin(arrays["dense_K"])), LIMIT)
     for key in (key for key in arrays if key.startswith("subsample_")):
         total, most = map(int, key.split("_")[1:])
-        yield Check(key, "wrong_frames", recon.evenly(0, total - 1, most) != arrays[key].tolist(), 0)
+        yield Check(key, "wrong_frames", alignment.evenly(0, total - 1, most) != arrays[key].tolist(), 0)
 
 
 def check_gaussians(found: Gaussians, arrays: dict[str, Tensor]) -> Iterator[Check]:
@@ -87,13 +87,13 @@ def check_post(golden: Golden) -> Iterator[Check]:
     size = int(arrays["H"]), int(arrays["W"])
     predicted = cameras_of(arrays["pred_w2c34"], arrays["pred_K"], size)
     given = cameras_of(arrays["input_w2c"], arrays["input_K"], size) if arrays["have_input"] else None
-    found, _ = recon.in_world(
+    found, _ = alignment.in_world(
         arrays["raw"][0],
         arrays["conf"][0],
         arrays["depth"][0],
         predicted,
         given,
-        recon.align(given, predicted, "centers") if given else None,
+        alignment.align(given, predicted, "centers") if given else None,
         "predicted" if arrays["use_aligned_pred_cam"] else "given",
     )
     yield from check_gaussians(found, arrays)
@@ -103,7 +103,7 @@ def check_moved_gaussians(golden: Golden) -> Iterator[Check]:
     arrays = golden.arrays
     means, scales, quats = (arrays[key][0] for key in ("means", "scales", "rotations"))
     before = Gaussians(means, quats, scales, torch.ones(len(means)), torch.zeros(len(means), 1, 3))
-    found = recon.Similarity(float(arrays["s"]), arrays["r"], arrays["t"]).gaussians(before)
+    found = alignment.Similarity(float(arrays["s"]), arrays["r"], arrays["t"]).gaussians(before)
     for key, value in (("means", found.means), ("scales", found.scales), ("rotations", found.quats)):
         yield Check("*", key, relative(value, arrays[f"out_{key}"][0]), LIMIT)
 
@@ -115,9 +115,9 @@ def check_chunk_sampling(golden: Golden) -> Iterator[Check]:
         count, size = chunks.shape
         total, overlap = int(sampled[-1]) + 1, (count * size - len(sampled)) // (count - 1)
         if kind == "uniform":
-            found = recon.uniform_chunks(total, count, size, overlap)
+            found = alignment.uniform_chunks(total, count, size, overlap)
         else:
-            found = recon.split_chunks(total, arrays["split_frames"].tolist(), size, overlap)
+            found = alignment.split_chunks(total, arrays["split_frames"].tolist(), size, overlap)
         yield Check(kind, "wrong_chunks", found != chunks.tolist(), 0)
         yield Check(kind, "wrong_frames", sorted({f for chunk in found for f in chunk}) != sampled.tolist(), 0)
 
@@ -126,8 +126,8 @@ def check_chunk_fit(golden: Golden) -> Iterator[Check]:
     arrays = golden.arrays
     source, target, weights = (arrays[key] for key in ("src", "tgt", "weights"))
     cameras, settled = cameras_of(arrays["src_w2c"]), cameras_of(arrays["tgt_w2c"])
-    yield from check_similarity("points", recon.fit_points(source, target, weights), "plain", arrays)
-    fit = recon.fit_chunk(source, target, weights, cameras, settled, "centers")
+    yield from check_similarity("points", alignment.fit_points(source, target, weights), "plain", arrays)
+    fit = alignment.fit_chunk(source, target, weights, cameras, settled, "centers")
     yield from check_similarity("joint", fit, "joint", arrays)
     moved = fit.cameras(cameras)
     errors = (fit.points(source.double()) - target).norm(dim=1)[weights > 0]
@@ -139,7 +139,7 @@ def check_chunk_fit(golden: Golden) -> Iterator[Check]:
     for key, value in found.items():
         yield Check("joint", key, furthest(value, arrays[key]), LIMIT)
     yield Check("joint", "w2c", relative(moved.w2c, arrays["w2c_applied"]), LIMIT)
-    yield Check("weights", "*", relative(recon.inverse_depth_weights(arrays["z"]), arrays["inv_depth_weights"]), LIMIT)
+    yield Check("weights", "*", relative(alignment.inverse_depth_weights(arrays["z"]), arrays["inv_depth_weights"]), LIMIT)
 
 
 def check_ownership(golden: Golden) -> Iterator[Check]:
@@ -147,7 +147,7 @@ def check_ownership(golden: Golden) -> Iterator[Check]:
     size = int(arrays["image_h"]), int(arrays["image_w"])
     chunks = [cameras_of(w2c, K, size) for w2c, K in zip(arrays["w2c"], arrays["K"], strict=True)]
     for owner, mask in enumerate(arrays["masks"]):
-        found = recon.owned(arrays["pos"], owner, chunks, float(arrays["max_diff_m"]))
+        found = alignment.owned(arrays["pos"], owner, chunks, float(arrays["max_diff_m"]))
         yield Check(str(owner), "wrong_gaussians", float((found != mask).sum()), 0)
 
 

@@ -9,7 +9,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from lyra_core.framepack import FramePackLayout
+from lyra_core.conditioning.framepack import FramePackLayout
 from lyra_core.models import lyra2, lyra2_host
 
 from . import Check, Golden, distance, furthest

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lyra_core.gaussians import Gaussians, faintest, prune
-from lyra_core.reconstruct import inside_border
-from lyra_core.splat_files import load_ply, save_ply
+from lyra_core.splats.gaussians import Gaussians, faintest, prune
+from lyra_core.splats.reconstruct import inside_border
+from lyra_core.splats.splat_files import load_ply, save_ply
 
 from . import Check, Golden, furthest
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lyra_core import camera_files, camera_path, presets, trajectory
-from lyra_core.camera import Cameras, quaternion_to_rotation
+from lyra_core.cameras import camera_files, camera_path, presets, trajectory
+from lyra_core.cameras.camera import Cameras, quaternion_to_rotation
 
 from . import Check, Golden, relative
 

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .camera import Cameras, flip_camera_axes, to_corner_origin
-from .gaussians import Gaussians
-from .splat_files import BLOCK, LEAST_SCALE, check
+from ..cameras.camera import Cameras, flip_camera_axes, to_corner_origin
+from ..splats.gaussians import Gaussians
+from ..splats.splat_files import BLOCK, LEAST_SCALE, check
 from .surface import Mesh
 
 LARGEST_PACKAGE = 2**32 - 2**20  # bytes; a .usdz is a zip file of the 32-bit kind

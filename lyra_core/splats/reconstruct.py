@@ -1,6 +1,6 @@
 """From frames to gaussians in one world: which frames a network looks at, whose cameras count, how long videos join.
 
-A network is known here only as `Look`. The steps of one chunk are those of `recon`: the network is told of cameras, what
+A network is known here only as `Look`. The steps of one chunk are those of `alignment`: the network is told of cameras, what
 it believes is aligned to them, and from the second chunk on what two chunks both saw is laid over each other.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import recon
-from .camera import Cameras
+from ..cameras.camera import Cameras
+from . import alignment as fits
 from .gaussian_adapter import LARGEST
 from .gaussians import Gaussians, merge
 
@@ -73,7 +73,7 @@ class _Part:
         """(F, P, 3)"""
         return self.gaussians.means.unflatten(0, (len(self.cameras), -1))
 
-    def moved(self, to: recon.Similarity) -> _Part:
+    def moved(self, to: fits.Similarity) -> _Part:
         return replace(
             self,
             gaussians=to.gaussians(self.gaussians),
@@ -99,10 +99,10 @@ def chunks_of(total: int, views: int = 128, count: int = 0, overlap: int = 10) -
         raise ValueError(f"{min(total, views)} view has no second camera to measure against; give {FEWEST} or more")
     parts = count or -(-total // FRAMES_AT_ONCE)
     if parts == 1:
-        return [recon.evenly(0, total - 1, views)]
+        return [fits.evenly(0, total - 1, views)]
     if not count:  # not more views than there are frames for
         views = min(views, (total + (parts - 1) * overlap) // parts)
-    return recon.uniform_chunks(total, parts, views, overlap)
+    return fits.uniform_chunks(total, parts, views, overlap)
 
 
 def reconstruct(
@@ -126,7 +126,7 @@ def reconstruct(
     where unknown, which gives the scale where cameras stand still.
     poses "given": the network is told of the cameras; "network": it finds its own in a first look, in metres with
     `to_metres`, and what comes out is laid over the given cameras; "auto": given, unless the frames don't follow them.
-    alignment, follow, largest: as of `recon.align` and `recon.in_world`. trim: leave the border of every view away.
+    alignment, follow, largest: as of `alignment.align` and `alignment.in_world`. trim: leave the border of every view away.
     harmonics: keep how colours change with the direction they are seen from. ValueError for what doesn't fit.
     """
     _check(chunks, cameras, poses, alignment)
@@ -154,7 +154,7 @@ def reconstruct(
 
 
 def _check(chunks: Sequence[Sequence[int]], cameras: Cameras | None, poses: str, how: str) -> None:
-    for name, value, known in (("poses", poses, POSES), ("alignment", how, recon.ALIGNMENTS)):
+    for name, value, known in (("poses", poses, POSES), ("alignment", how, fits.ALIGNMENTS)):
         if value not in known:
             raise ValueError(f"{name} {value!r}: expected one of {', '.join(map(repr, known))}")
     if cameras is None and poses == "given":
@@ -199,17 +199,17 @@ def _placed(
     """What the network says of frames, in the world of the cameras it was told of."""
     predicted, note = views.cameras, ""
     told = replace(told, w2c=told.w2c.to(views.depth), K=told.K.to(views.depth))  # the network's precision and device
-    if recon.stand_still(told):
+    if fits.stand_still(told):
         how = "orientation"  # their centres say nothing, and this one says so
     try:
-        fit = recon.align(told, predicted, how)
+        fit = fits.align(told, predicted, how)
     except ValueError as problem:
         scale = _scale(views.depth, known)
-        fit = recon.align(told, predicted, "orientation", scale or 1.0)
+        fit = fits.align(told, predicted, "orientation", scale or 1.0)
         note = f"{problem}: {'scale from depth' if scale else 'the scale is the one of the network'}; "
     depth = views.depth / fit.scale
-    drift, turn = recon.disagreement(predicted, told, fit.inverse, SHORT_PATH * float(depth.median()))
-    gaussians, seen = recon.in_world(
+    drift, turn = fits.disagreement(predicted, told, fit.inverse, SHORT_PATH * float(depth.median()))
+    gaussians, seen = fits.in_world(
         views.raw, views.density, views.depth, predicted, told, fit, follow, largest, 9 if harmonics else 1
     )
     note += f"cameras {100 * drift:.2g} % of the path and {turn:.2g} degrees off, scale {fit.scale:.4g}"
@@ -225,11 +225,11 @@ def _scale(depth: Tensor, known: Tensor | None) -> float | None:
     return float((depth[shared] / known[shared]).median()) if shared.any() else None
 
 
-def _join(before: _Part, part: _Part, overlap: int, how: str) -> recon.Similarity:
+def _join(before: _Part, part: _Part, overlap: int, how: str) -> fits.Similarity:
     """What lays the first views of a part over the last ones of the part before, which are the same frames."""
     settled = before.cameras[-overlap:]
-    pairs = recon.same_pixels(part.means[:overlap], before.means[-overlap:], settled)
-    return recon.fit_chunk(*pairs, part.cameras[:overlap], settled, how)
+    pairs = fits.same_pixels(part.means[:overlap], before.means[-overlap:], settled)
+    return fits.fit_chunk(*pairs, part.cameras[:overlap], settled, how)
 
 
 def _brought_back(
@@ -238,11 +238,11 @@ def _brought_back(
     """Parts in the network's world, laid over the given cameras as well as they fit."""
     seen, frames = _unique(parts, chunks)
     try:
-        fit = recon.align(seen, cameras[list(frames)])
+        fit = fits.align(seen, cameras[list(frames)])
     except ValueError as problem:
         notes.append(f"{problem}: the gaussians stay in the network's own world")
         return parts
-    rms, turn = recon.disagreement(seen, cameras[list(frames)], fit)
+    rms, turn = fits.disagreement(seen, cameras[list(frames)], fit)
     notes.append(f"laid over the given cameras: {100 * rms:.2g} % of the path and {turn:.2g} degrees off")
     return [part.moved(fit) for part in parts]
 
@@ -272,7 +272,7 @@ def _merged(parts: list[_Part], chunks: Sequence[Sequence[int]], trim: bool, not
             gaussians = gaussians.select(inside_border(part.grid).flatten().repeat(len(part.cameras)))
         if len(parts) > 1:
             tolerance = OWNERSHIP * float(parts[0].depth.median())
-            gaussians = gaussians.select(recon.owned(gaussians.means, owner, views, tolerance))
+            gaussians = gaussians.select(fits.owned(gaussians.means, owner, views, tolerance))
         kept.append(gaussians)
     total = sum(len(part.gaussians) for part in parts)
     whole = merge(*kept) if len(kept) > 1 else kept[0]

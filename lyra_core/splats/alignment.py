@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .camera import Cameras, project, quaternion_to_rotation, rotation_to_quaternion
-from .depth_alignment import LEAST, STILL, similarity
+from ..cameras.camera import Cameras, project, quaternion_to_rotation, rotation_to_quaternion
+from ..cameras.trajectory import between
+from ..memory.depth_alignment import LEAST, STILL, similarity
 from .gaussian_adapter import LARGEST, from_head, turned_sh
 from .gaussians import Gaussians, merge
-from .trajectory import between
 
 ALIGNMENTS = ("orientation", "centers")
 NUDGE, WAVES = 1e-6, (0.07, 0.11, 0.13)  # scene units, turns per frame: how the reference leaves a straight path

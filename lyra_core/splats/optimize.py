@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .camera import Cameras
+from ..cameras.camera import Cameras
+from ..metrics import ssim_map
 from .gaussians import Gaussians
-from .metrics import ssim_map
 
 # gaussians and one camera to colour (H, W, 3), alpha (H, W) and depth (H, W), with gradients
 Render = Callable[[Gaussians, Cameras], tuple[Tensor, Tensor, Tensor]]

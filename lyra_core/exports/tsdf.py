@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .camera import Cameras, pixel_grid, unproject
+from ..cameras.camera import Cameras, pixel_grid, unproject
 
 BLOCK = 8  # voxels along the side of a block
 VOXELS = BLOCK**3

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .camera import Cameras, from_normalized, pinhole, pixel_grid
+from ..cameras.camera import Cameras, from_normalized, pinhole, pixel_grid
 
 
 @dataclass(frozen=True)

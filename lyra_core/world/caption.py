@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .camera import Cameras
-from .memory import retrieve
-from .warp import lift, merge, splat
+from ..cameras.camera import Cameras
+from ..memory.retrieval import retrieve
+from ..memory.warp import lift, merge, splat
 from .world import World
 
 PROJECTIONS = 4  # views ahead that are shown

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from lyra_core.camera import Cameras, pinhole, quaternion_to_rotation, unproject
-from lyra_core.memory import Keyframe, SpatialMemory, retrieve
+from lyra_core.cameras.camera import Cameras, pinhole, quaternion_to_rotation, unproject
+from lyra_core.memory.retrieval import Keyframe, SpatialMemory, retrieve
 
 STRIDE, TOLERANCE = 4, 0.1  # the reference's, not read from the product
 SIZE = (36, 50)  # no multiples of the stride

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .camera import Cameras, check, join
-from .framepack import LYRA2
-from .memory import Keyframe, SpatialMemory, retrieve
-from .warp import lift, splat
+from ..cameras.camera import Cameras, check, join
+from ..conditioning.framepack import LYRA2
+from ..memory.retrieval import Keyframe, SpatialMemory, retrieve
+from ..memory.warp import lift, splat
 
 KEYFRAME_STRIDE = 8  # every 8th frame enters the memory, and the last of each chunk
 CHUNK_FRAMES = LYRA2.new_frames  # generators without the transformer may make chunks of any length

@@ -13,7 +13,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .camera import Cameras, from_corner_origin, quaternion_to_rotation, rotation_to_quaternion, to_corner_origin
+from ..cameras.camera import (
+    Cameras,
+    from_corner_origin,
+    quaternion_to_rotation,
+    rotation_to_quaternion,
+    to_corner_origin,
+)
 from .gaussians import Gaussians
 
 CHANNELS = (2, 3, 4, 27, 1)  # shift in pixels, sizes, quaternion, spherical harmonics (3, 9), shift of the distance

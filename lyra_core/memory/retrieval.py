@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .camera import Cameras, unproject
+from ..cameras.camera import Cameras, unproject
 
 STRIDE = 4  # one remembered point per 4x4 pixels
 ROUNDING = 1e-4  # by which numbers that were computed in two ways may differ

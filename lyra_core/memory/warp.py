@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .camera import Cameras, unproject
+from ..cameras.camera import Cameras, unproject
 
 FAR = 1e4  # scene units; deeper values and NaN count as this far away, as in the reference
 CONTINUITY = 0.05  # relative depth range of a 5x5 window above which a pixel is not warped

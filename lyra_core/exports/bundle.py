@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import camera_files
-from .camera import Cameras
-from .gaussians import Gaussians
+from ..cameras import camera_files
+from ..cameras.camera import Cameras
+from ..splats.gaussians import Gaussians
 
 MANIFEST = "bundle.json"
 FORMAT, VERSION = "lyra-bundle", 1

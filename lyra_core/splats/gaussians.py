@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .camera import Cameras, project, quaternion_to_rotation, rotation_to_quaternion, unproject
+from ..cameras.camera import Cameras, project, quaternion_to_rotation, rotation_to_quaternion, unproject
 
 SH_DC = 0.28209479177387814     # the constant spherical harmonic, 1 / (2 sqrt(pi))
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .camera import Cameras, join, pixel_grid
+from ..cameras.camera import Cameras, join, pixel_grid
+from ..memory.retrieval import Keyframe
+from ..memory.warp import lift, splat_views
 from .framepack import LATENT_FRAMES, FramePackLayout
 from .history import SLOT_CHANNELS, Guides
-from .memory import Keyframe
-from .warp import lift, splat_views
 
 LATENT_PIXELS = 8  # a latent stands for 8x8 pixels
 

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from ..cameras.camera import Cameras, project, unproject
+from ..memory.depth import sharpened
+from ..memory.warp import Points, lift, merge, splat
 from . import world_files
-from .camera import Cameras, project, unproject
-from .depth import sharpened
-from .warp import Points, lift, merge, splat
 from .world import (
     CHUNK_FRAMES,
     ChunkPlan,

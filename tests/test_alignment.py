@@ -11,11 +11,9 @@ import torch
 from scipy.spatial.transform import Rotation, Slerp
 from torch.testing import assert_close
 
-from lyra_core.camera import Cameras, pixel_grid, project, quaternion_to_rotation, to_corner_origin
-from lyra_core.depth_alignment import similarity as umeyama
-from lyra_core.gaussian_adapter import LARGEST, from_head, nearest, on_grid, turned_sh
-from lyra_core.gaussians import Gaussians
-from lyra_core.recon import (
+from lyra_core.cameras.camera import Cameras, pixel_grid, project, quaternion_to_rotation, to_corner_origin
+from lyra_core.memory.depth_alignment import similarity as umeyama
+from lyra_core.splats.alignment import (
     ENOUGH,
     LEAST,
     PER_FRAME,
@@ -34,6 +32,8 @@ from lyra_core.recon import (
     split_chunks,
     uniform_chunks,
 )
+from lyra_core.splats.gaussian_adapter import LARGEST, from_head, nearest, on_grid, turned_sh
+from lyra_core.splats.gaussians import Gaussians
 
 GRID = (6, 8)
 SIZE = (12, 16)

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .camera import Cameras
+from ..cameras.camera import Cameras
 from .depth import sharpened
-from .memory import Keyframe
+from .retrieval import Keyframe
 from .warp import FAR, lift, reliable, splat_views
 
 ALIGNMENTS = ("memory", "cameras", "none")

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from .camera import Cameras, check
-from .memory import Keyframe, SpatialMemory
+from ..cameras.camera import Cameras, check
+from ..memory.retrieval import Keyframe, SpatialMemory
 from .world import Chunk, Latents, World
 
 MANIFEST = "world.json"

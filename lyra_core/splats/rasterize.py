@@ -17,7 +17,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from .camera import Cameras, quaternion_to_rotation, to_corner_origin
+from ..cameras.camera import Cameras, quaternion_to_rotation, to_corner_origin
 from .gaussians import Gaussians
 
 BACKENDS = ("auto", "gsplat", "torch")

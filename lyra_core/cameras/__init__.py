@@ -1,0 +1,1 @@
+"""Cameras and paths: records, presets, editing, files and pictures of them."""

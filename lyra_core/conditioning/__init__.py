@@ -1,0 +1,1 @@
+"""What the transformer is told of a chunk: packed history, correspondences, rays, schedules."""

@@ -1,0 +1,1 @@
+"""What other programs take: surfaces, USD, and one folder with everything."""

@@ -1,0 +1,1 @@
+"""Gaussians: made, drawn, fitted, aligned, written and read."""
