@@ -11,6 +11,7 @@ from lyra_core.cameras import camera_files as cf
 from lyra_core.cameras.camera import Cameras, pinhole, quaternion_to_rotation, to_corner_origin
 from lyra_core.cameras.camera_path import CameraPath, PathKey
 from lyra_core.cameras.trajectory import scale
+from lyra_core.files import replacing
 
 SIZE = (48, 64)
 
@@ -82,7 +83,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(cameras, tmp_path):
     skewed[:, 0, 1] = 3.0
     with pytest.raises(ValueError, match="no place for a skew of 3"):
         cf.save_transforms(file, Cameras(cameras.w2c, skewed, SIZE))
-    with pytest.raises(RuntimeError), cf._replacing(file) as partial:
+    with pytest.raises(RuntimeError), replacing(file) as partial:
         partial.write_text("half")
         raise RuntimeError
     assert file.read_text() == "old" and [child.name for child in tmp_path.iterdir()] == ["transforms.json"]

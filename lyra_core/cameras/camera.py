@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+WIDEST, NARROWEST = 170.0, 1.0  # degrees of field of view, across or down, of lenses that pictures are taken with
+LONGEST_PIXEL = 4.0  # fx over fy, or fy over fx, beyond which K can't be of this picture
 AXES_FLIP = (1.0, -1.0, -1.0)  # OpenCV (y down, z forward) <-> OpenGL and three.js (y up, z backward)
 
 
@@ -132,6 +134,38 @@ def check(cameras: Cameras, source: str = "the cameras") -> Cameras:
         (K[:, 0, 0] <= 0) | (K[:, 1, 1] <= 0),
         source,
         lambda i: f"has focal lengths {K[i, 0, 0]:.4g}, {K[i, 1, 1]:.4g}; they must be positive pixels",
+    )
+    return check_lens(cameras, source)
+
+
+def check_lens(cameras: Cameras, source: str = "the cameras") -> Cameras:
+    """The cameras themselves, or a ValueError that names the first frame whose K can't be of a picture of this size."""
+    (height, width), K = cameras.size, cameras.K
+    fx, fy, cx, cy = K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2]
+    across, down = (2 * torch.atan(0.5 * side / f).rad2deg() for side, f in ((width, fx), (height, fy)))
+    normalised = (fx < 10) & (fy < 10) & (cx.abs() <= 1) & (cy.abs() <= 1)
+
+    def field(i: int) -> str:
+        looks = " these numbers look normalised: multiply row 0 by the width and row 1 by the height" * bool(normalised[i])
+        return (
+            f"has focal lengths {fx[i]:.4g}, {fy[i]:.4g} for a picture {width} wide and {height} high, a field of view of "
+            f"{across[i]:.4g} x {down[i]:.4g} degrees; expected {NARROWEST:g} to {WIDEST:g}.{looks}"
+        )
+
+    wrong = torch.maximum(across, down) > WIDEST
+    _refuse_first(wrong | (torch.maximum(across, down) < NARROWEST), source, field)
+    _refuse_first(
+        torch.maximum(fx / fy, fy / fx) > LONGEST_PIXEL,
+        source,
+        lambda i: f"has focal lengths {fx[i]:.4g}, {fy[i]:.4g}, pixels {fx[i] / fy[i]:.3g} times as high as wide; is K transposed?",
+    )
+    _refuse_first(
+        (cx < -0.5 * width) | (cx > 1.5 * width) | (cy < -0.5 * height) | (cy > 1.5 * height),
+        source,
+        lambda i: (
+            f"has its principal point at {cx[i]:.4g}, {cy[i]:.4g}, far outside a picture {width} wide and {height} high; "
+            "are the intrinsics those of a picture of another size?"
+        ),
     )
     return cameras
 

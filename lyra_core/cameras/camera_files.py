@@ -1,14 +1,11 @@
 """Camera files: the reference's npz, captions and camera paths, nerfstudio's transforms.json, COLMAP's text model.
 
-What is read is checked; what is wrong is refused with the file, the value and a way out. Files are written beside
-their place and then moved into it, so that a reader never meets half of one.
+What is read is checked; what is wrong is refused with the file, the value and a way out.
 """
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import parse_json, read_json, read_text, replacing, write_text
 from .camera import (
     Cameras,
     check,
@@ -85,32 +83,11 @@ def _finished(cameras: Cameras, path: Path, frames: int | None, pose_scale: floa
     return cameras.resized(size) if size is not None and size != cameras.size else cameras
 
 
-@contextlib.contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to; its file takes the place of `path` when all has gone well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write(path: str | Path, text: str) -> None:
-    with _replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
 def _json_object(source: str | Path) -> dict:
     """The object in a JSON file, or in `source` itself if that begins with a brace."""
-    inline = isinstance(source, str) and source.lstrip().startswith("{")
+    inline = isinstance(source, str) and source.lstrip("\ufeff \t\r\n").startswith("{")
     name = "the given JSON" if inline else str(source)
-    try:
-        record = json.loads(source if inline else Path(source).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name}: not valid JSON ({error})") from error
+    record = parse_json(source, name) if inline else read_json(source)
     if not isinstance(record, dict):
         raise ValueError(f"{name}: expected a JSON object, found a {type(record).__name__}")
     return record
@@ -199,7 +176,7 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def save_npz(path: str | Path, cameras: Cameras) -> None:
     """The cameras as a trajectory npz, float32."""
-    with _replacing(path) as partial, open(partial, "wb") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:
         np.savez(file, w2c=cameras.w2c.float().cpu().numpy(), intrinsics=cameras.K.float().cpu().numpy(),
                  image_height=np.int64(cameras.size[0]), image_width=np.int64(cameras.size[1]))
 
@@ -284,7 +261,7 @@ def save_camera_path(path: str | Path, camera_path: CameraPath) -> None:
               "spline_order": camera_path.spline_order, "path": keys}
     if camera_path.through_keys:
         record["through_keys"] = True
-    _write(path, json.dumps(record, indent=1))
+    write_text(path, json.dumps(record, indent=1))
 
 
 # ------------------------------------------------------------------------------------------------- transforms.json
@@ -341,7 +318,7 @@ def save_transforms(path: str | Path, cameras: Cameras, names: Sequence[str] | N
               for name, (fx, fy, cx, cy), matrix
               in zip(names, _without_skew(cameras, path).tolist(), c2w.tolist(), strict=True)]
     record = {"camera_model": "PINHOLE", "w": cameras.size[1], "h": cameras.size[0], "frames": frames}
-    _write(path, json.dumps(record, indent=1))
+    write_text(path, json.dumps(record, indent=1))
 
 
 def _picture_names(cameras: Cameras, names: Sequence[str] | None, folder: str) -> Sequence[str]:
@@ -377,7 +354,7 @@ def load_colmap(folder: str | Path) -> Cameras:
 
 
 def _uncommented(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return [line for line in read_text(path).splitlines() if not line.startswith("#")]
 
 
 def _colmap_lenses(path: Path) -> dict[str, tuple[tuple[int, int], np.ndarray]]:
@@ -419,16 +396,16 @@ def save_colmap(folder: str | Path, cameras: Cameras, names: Sequence[str] | Non
     folder, names = Path(folder), _picture_names(cameras, names, "")
     lenses, used = torch.unique(_without_skew(cameras, folder), dim=0, return_inverse=True)
     height, width = cameras.size
-    _write(folder / "cameras.txt", "".join(
+    write_text(folder / "cameras.txt", "".join(
         f"{i + 1} PINHOLE {width} {height} {_spaced_numbers(lens)}\n" for i, lens in enumerate(lenses)))
     q = rotation_to_quaternion(cameras.w2c[:, :3, :3].double().cpu())
     poses = torch.cat([q, cameras.w2c[:, :3, 3].double().cpu()], 1)
-    _write(folder / "images.txt", "".join(
+    write_text(folder / "images.txt", "".join(
         f"{i + 1} {_spaced_numbers(pose)} {lens + 1} {name}\n\n"
         for i, (pose, lens, name) in enumerate(zip(poses, used.tolist(), names, strict=True))))
     points = torch.empty(0, 3) if points is None else points.cpu()
     colors = torch.full(points.shape, 128) if colors is None else colors.cpu()
-    _write(folder / "points3D.txt", "".join(
+    write_text(folder / "points3D.txt", "".join(
         f"{i + 1} {_spaced_numbers(point)} {red} {green} {blue} 0\n"
         for i, (point, (red, green, blue)) in enumerate(zip(points, colors.int().tolist(), strict=True))))
 

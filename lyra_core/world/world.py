@@ -177,7 +177,6 @@ def begin(
 
 
 def _check_view(image: Tensor, depth: Tensor, camera: Cameras, size: tuple[int, int], name: str) -> None:
-    check(camera, name)
     if len(camera) != 1:
         raise ValueError(f"{name}: expected the one camera it was taken from, found {len(camera)} cameras")
     if image.ndim != 3 or image.shape[-1] != 3:
@@ -197,6 +196,7 @@ def _check_view(image: Tensor, depth: Tensor, camera: Cameras, size: tuple[int, 
     for what, found in (("depth", tuple(depth.shape)), ("camera", camera.size), ("first view", size)):
         if found != (height, width):
             raise ValueError(f"{name} is {width}x{height} but its {what} is {found[1]}x{found[0]}; resize one of them")
+    check(camera, name)
     if not torch.isfinite(image).all():
         raise ValueError(f"{name} has NaN or infinite pixels; the node that made it failed")
     if not (torch.isfinite(depth).all() and (depth >= 0).all() and (depth > 0).any()):

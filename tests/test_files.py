@@ -1,0 +1,45 @@
+"""Texts as editors save them, names in people's order, and JSON that says where it is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from lyra_core import files
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_utf_8_is_read_with_and_without_its_mark(tmp_path, encoding):
+    file = tmp_path / "a.json"
+    file.write_text('{"größe": 1}', encoding=encoding)
+    assert files.read_json(file) == {"größe": 1}
+    assert files.parse_json("\ufeff[1]", "it") == [1]
+
+
+@pytest.mark.parametrize(
+    "raw, says",
+    [
+        ('{"a": 1}'.encode("utf-16"), "UTF-16 or binary"),
+        ('{"a": 1}'.encode("utf-16-be"), "UTF-16 or binary"),
+        ('{"a": 1}'.encode("utf-32"), "UTF-16 or binary"),
+        ('{"a":\n"é"}'.encode("latin-1"), r"line 2 has the byte 0xe9.*Latin-1"),
+        (b'{"a": }', "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_what_is_no_utf_8_json_is_refused_with_its_name(tmp_path, raw, says):
+    file = tmp_path / "cameras.json"
+    file.write_bytes(raw)
+    with pytest.raises(ValueError, match=rf"(?s)cameras\.json.*{says}"):
+        files.read_json(file)
+
+
+def test_names_sort_as_people_count():
+    names = ["frame_10.png", "frame_2.png", "Frame_1.png", "b/1.png", "a/20.png", "a/3.png"]
+    assert sorted(names, key=files.natural) == [
+        "a/3.png", "a/20.png", "b/1.png", "Frame_1.png", "frame_2.png", "frame_10.png",
+    ]  # fmt: skip
+
+
+def test_litter_of_file_managers_is_known():
+    assert all(map(files.is_litter, (".DS_Store", "Thumbs.db", "desktop.ini", "._photo.png", "__MACOSX")))
+    assert not any(map(files.is_litter, ("photo.png", "thumbs.db.png")))
