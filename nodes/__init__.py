@@ -18,6 +18,7 @@ from . import (
     sampling,
     splat,
     trajectory,
+    video,
     world,
 )
 
@@ -43,6 +44,7 @@ class LyraExtension(ComfyExtension):
             world.LoadWorld,
             world.RewindWorld,
             world.WorldFrames,
+            video.WorldVideo,
             world.Consistency,
             sampling.Sigmas,
             sampling.UniPCSampler,

@@ -8,7 +8,6 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-import av
 import torch
 from comfy_api.latest import Types, io
 from comfy_execution.graph_utils import ExecutionBlocker
@@ -25,6 +24,7 @@ from ..lyra_core.world.world import World, to_uint8
 from . import mesh as meshes
 from . import types
 from .splat import from_splat
+from .video import encode
 
 
 @dataclass(frozen=True)
@@ -287,20 +287,8 @@ def _save_collision(file: Path, mesh: surface.Mesh) -> str:
 
 
 def _save_video(file: Path, pictures, fps: float, on_picture: Callable) -> str:
-    """H.264 in an mp4 that starts to play before all of it has come; an odd last row or column is left out, as it must."""
-    count, stream = 0, None
-    with av.open(str(file), "w", options={"movflags": "faststart"}) as container:
-        for picture in pictures:
-            height, width = (side // 2 * 2 for side in picture.shape[:2])
-            if stream is None:
-                stream = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1000))
-                stream.width, stream.height, stream.pix_fmt, stream.options = width, height, "yuv420p", {"crf": "18"}
-            frame = av.VideoFrame.from_ndarray(picture[:height, :width].cpu().contiguous().numpy(), "rgb24")
-            container.mux(stream.encode(frame))
-            on_picture(picture)
-            count += 1
-        container.mux(stream.encode(None))
-    return f"{count:,} frames, {count / fps:.3g} s"
+    rate = Fraction(fps).limit_denominator(1000)
+    return f"{(count := encode(str(file), pictures, rate, crf=18, on_frame=on_picture)):,} frames, {count / fps:.3g} s"
 
 
 def _file(path: Path) -> Types.File3D | ExecutionBlocker:

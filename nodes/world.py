@@ -294,10 +294,7 @@ class WorldFrames(io.ComfyNode):
 
     @classmethod
     def execute(cls, world, first, count, backwards) -> io.NodeOutput:
-        ids = list(range(first, min(first + count, len(world)) if count else len(world)))
-        if not ids:
-            raise ValueError(f"this world has {len(world)} frames; there is none from {first} on")
-        ids = ids[::-1] if backwards else ids
+        ids = list(worlds.frame_ids(world, first, count, backwards))
         frames = torch.empty(len(ids), *world.size, 3)
         invented = torch.empty(len(ids), *world.size)
         for row, frame in enumerate(ids):

@@ -33,6 +33,7 @@ NODES = {
     "Lyra2LoadWorld",
     "Lyra2RewindWorld",
     "Lyra2WorldFrames",
+    "Lyra2WorldVideo",
     "Lyra2Consistency",
     "Lyra2WorldGaussians",
     "Lyra2RenderSplat",
@@ -284,6 +285,18 @@ def test_other_nodes_work_on_the_worlds(launcher, server, custom):
     graph = {
         "load": ("Lyra2LoadWorld", {"folder": "worlds/others", "chunks": -1, "branch": ""}),
         "frames": ("Lyra2WorldFrames", {"world": ["load", 0], "first": 0, "count": 0, "backwards": False}),
+        "there": (
+            "Lyra2WorldVideo",
+            {"world": ["load", 0], "first": 0, "count": 0, "backwards": False, "fps": 16.0},
+        ),
+        "and back": (
+            "Lyra2WorldVideo",
+            {"world": ["load", 0], "first": 0, "count": 16, "backwards": True, "fps": 16.0, "before": ["there", 0]},
+        ),
+        "film": (
+            "SaveVideo",
+            {"video": ["and back", 0], "filename_prefix": "there_and_back", "format": "mp4", "codec": "h264"},
+        ),
         "back": ("Lyra2EditTrajectory", {"cameras": ["frames", 1], "edit": "reverse"}),
         "walk": (
             "Lyra2PreviewChunks",
@@ -344,6 +357,8 @@ def test_other_nodes_work_on_the_worlds(launcher, server, custom):
     saved = camera_files.load_colmap(next((server.output / "lyra2").glob("colmap*")))
     again = camera_files.load_transforms(next((server.output / "lyra2").glob("transforms*.json")))
     torch.testing.assert_close(saved.w2c, again.w2c, atol=1e-5, rtol=0)
+    with av.open(str(next(server.output.glob("there_and_back*.mp4")))) as film:
+        assert film.streams.video[0].frames == 33 and "prompt" in film.metadata
     rendered = np.asarray(Image.open(next(server.output.glob("rendered*.png"))))
     assert rendered.std() > 10
 

@@ -226,6 +226,14 @@ def to_float(frames: Tensor) -> Tensor:
     return frames.float() / 255
 
 
+def frame_ids(world: World, first: int = 0, count: int = 0, backwards: bool = False) -> range:
+    """`count` frames from `first` on (0: all that follow), in the order asked for; ValueError if there is none."""
+    ids = range(len(world))[first : first + count if count else None]
+    if not ids:
+        raise ValueError(f"this world has {len(world)} frames; there is none from {first} on")
+    return ids[::-1] if backwards else ids
+
+
 def plan(world: World, target: Cameras, count: int = 5, views: int = 1) -> ChunkPlan:
     """The next chunk, for the cameras `target` of its new frames.
 
