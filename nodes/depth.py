@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from comfy_api.latest import io
+import logging
 
-from ..lyra_core.cameras.camera import pinhole
+import torch
+from comfy_api.latest import io, ui
+
 from ..lyra_core.memory import depth as depths
 from . import types
+
+log = logging.getLogger(__name__)
 
 
 def _fov():
@@ -78,7 +81,8 @@ class Depth(io.ComfyNode):
             io.DynamicCombo.Option(
                 "depth picture",
                 [
-                    io.Image.Input("picture", tooltip="The depth as a grey picture, one per photo; any size."),
+                    io.Image.Input("picture", tooltip="The depth of the whole photo as a grey picture, one per photo; in any size, "
+                        "also squeezed to another shape."),
                     io.Combo.Input(
                         "kind",
                         options=["disparity", "linear", "metric"],
@@ -107,7 +111,28 @@ class Depth(io.ComfyNode):
             ),
             io.DynamicCombo.Option("MoGe", [types.MogeGeometry.Input("moge_geometry", tooltip="From MoGeInference.")]),
             io.DynamicCombo.Option(
-                "Depth Anything 3", [types.Da3Geometry.Input("da3_geometry", tooltip="From DA3Inference."), _fov()]
+                "Depth Anything 3",
+                [
+                    types.Da3Geometry.Input("da3_geometry", tooltip="From Run Depth Anything 3."),
+                    _fov(),
+                    io.Boolean.Input(
+                        "metres",
+                        default=False,
+                        optional=True,
+                        tooltip="The model is the Metric one, and its depth becomes metres by the photo's focal length. Its "
+                        "own numbers are for a focal length of 300 pixels.",
+                    ),
+                    io.Int.Input(
+                        "resolution",
+                        default=504,
+                        min=14,
+                        max=8192,
+                        step=14,
+                        optional=True,
+                        tooltip="For metres: the longest side in pixels at which the model looked at the photo, as in Run "
+                        "Depth Anything 3. Twice as many: everything is twice as far.",
+                    ),
+                ],
             ),
         ]
         return io.Schema(
@@ -128,41 +153,59 @@ class Depth(io.ComfyNode):
             outputs=[
                 types.Depth.Output(display_name="depth"),
                 io.Image.Output(display_name="picture", tooltip="Near is white, unknown is black."),
+                io.String.Output(display_name="report", tooltip="Where each depth comes from, and what speaks against it."),
             ],
         )
 
     @classmethod
     def execute(cls, image, source, cameras=None) -> io.NodeOutput:
         size = tuple(image.shape[1:3])
-        maps = tuple(depths.resized(_depth_of(source, index, size, cameras), size) for index in range(len(image)))
-        return io.NodeOutput(maps, torch.stack([_picture(m.depth) for m in maps]))
+        _refuse_other_count(source, len(image))
+        K = depths.lens(cameras, size) if cameras is not None else None
+        maps = tuple(_depth_of(source, index, size, K) for index in range(len(image)))
+        return _output(maps, [_said(source, index, found) for index, found in enumerate(maps)])
 
 
-def _depth_of(source: dict, index: int, size: tuple[int, int], cameras) -> depths.DepthMap:
+def _output(maps: tuple[depths.DepthMap, ...], report: list[str]) -> io.NodeOutput:
+    text = "\n".join(report)
+    return io.NodeOutput(maps, torch.stack([_picture(m.depth) for m in maps]), text, ui=ui.PreviewText(text))
+
+
+def _refuse_other_count(source: dict, photos: int) -> None:
+    given = len(source["picture"]) if source["source"] == "depth picture" else photos
+    if given != photos:
+        raise ValueError(f"there are {given} depth pictures for {photos} photos; give one for each, in the same order")
+
+
+def _said(source: dict, index: int, found: depths.DepthMap) -> str:
+    """Where a map comes from; doubts about it are said in the log, too."""
+    doubts = depths.doubts(source["picture"][index], source["kind"]) if source["source"] == "depth picture" else []
+    if doubts:
+        log.warning("depth picture %d may not be what it is taken for: %s", index, "; ".join(doubts))
+    return "\n".join([found.source, *(f"  doubtful: {doubt}" for doubt in doubts)])
+
+
+def _depth_of(source: dict, index: int, size: tuple[int, int], K: torch.Tensor | None) -> depths.DepthMap:
+    """Depth of the photo `size`, whose lens is K (3, 3) if that is known."""
     kind = source["source"]
     if kind == "MoGe":
-        found = depths.from_moge(source["moge_geometry"], index)
-    elif kind == "Depth Anything 3":
-        found = depths.from_da3(source["da3_geometry"], index, source["field_of_view"])
-    else:
-        given = source["picture"][min(index, len(source["picture"]) - 1)] if kind == "depth picture" else None
-        grid = size if given is None else tuple(given.shape[:2])
-        K = (
-            cameras[0].resized(grid)
-            if cameras is not None
-            else pinhole(grid, depths.focal_from_fov(grid, source["field_of_view"]))
-        ).K[0]
-        if given is not None:
-            return depths.from_picture(given, K, source["kind"], source["near"], source["far"])
-        if kind == "plane":
-            return depths.plane(size, K, source["distance"])
-        if kind == "ground":
-            return depths.ground(size, K, source["horizon"], source["camera_height"], source["distance"])
-        wall = tuple(source[f"wall_{edge}"] for edge in ("left", "top", "right", "bottom"))
-        return depths.room_box(size, K, (source["vanishing_x"], source["vanishing_y"]), wall, source["distance"])
-    if cameras is not None:
-        return depths.DepthMap(found.depth, cameras[0].resized(found.size).K[0], found.source)
-    return found
+        return depths.from_moge(source["moge_geometry"], index, size, K)
+    if kind == "Depth Anything 3":
+        found = depths.from_da3(source["da3_geometry"], index, source["field_of_view"], size, K)
+        if not source.get("metres"):
+            return found
+        depths.refuse_other_than_metric(source["da3_geometry"])
+        return depths.in_metres(found, source.get("resolution", 504))
+    K = depths.assumed_lens(size, source["field_of_view"]) if K is None else K
+    if kind == "depth picture":
+        picture = depths.onto(source["picture"][index], size)
+        return depths.from_picture(picture, K, source["kind"], source["near"], source["far"])
+    if kind == "plane":
+        return depths.plane(size, K, source["distance"])
+    if kind == "ground":
+        return depths.ground(size, K, source["horizon"], source["camera_height"], source["distance"])
+    wall = tuple(source[f"wall_{edge}"] for edge in ("left", "top", "right", "bottom"))
+    return depths.room_box(size, K, (source["vanishing_x"], source["vanishing_y"]), wall, source["distance"])
 
 
 def _picture(depth: torch.Tensor) -> torch.Tensor:

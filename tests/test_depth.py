@@ -195,7 +195,7 @@ def test_what_is_no_depth_picture_is_refused():
 
 def test_what_is_not_a_positive_finite_depth_becomes_unknown():
     raw = torch.tensor([[1.0, math.nan, math.inf], [-math.inf, -2.0, 0.0]])
-    found = depth_map(raw, intrinsics(), "test")
+    found = depth_map(raw, intrinsics(size=(2, 3)), "test")
     assert found.depth.tolist() == [[1, 0, 0], [0, 0, 0]]
     assert raw[1, 1] == -2  # the estimator's own tensor is left alone
 
@@ -284,11 +284,17 @@ def test_an_incomplete_moge_geometry_is_refused_by_what_it_lacks():
 
 
 def test_depth_anythings_sky_is_unknown_and_its_intrinsics_are_pixels():
-    K = intrinsics(shift=(1.0, 2.0))
+    K = intrinsics(shift=(0.2, -0.2))
+    theirs = K + torch.tensor([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])  # the network's middle is half the width
     sky = torch.zeros(2, *SIZE)
     sky[1, :4] = 0.9
-    geometry = {"depth": torch.stack([slanted(K)] * 2), "sky": sky, "intrinsics": torch.stack([torch.eye(3), K])[None]}
+    geometry = {
+        "depth": torch.stack([slanted(K)] * 2),
+        "sky": sky,
+        "intrinsics": torch.stack([torch.eye(3), theirs])[None],
+    }
     found = from_da3(geometry, 1)
+    assert_close(found.K, K)
     assert torch.equal(found.depth[:4], torch.zeros(4, SIZE[1])) and (found.depth[4:] > 0).all()
     assert_close(points_of(found)[4:] @ NORMAL, torch.full((SIZE[0] - 4, SIZE[1]), OFFSET))
 

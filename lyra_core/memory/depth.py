@@ -11,7 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras.camera import Cameras, from_normalized, pinhole, pixel_grid
+from ..cameras.camera import Cameras, check_lens, from_normalized, pinhole, pixel_grid
+from .resampling import PATCH, whole_patches
+
+METRIC_FOCAL = 300.0  # pixels, of the camera that Depth Anything 3 Metric gives its depth for
+STRETCH = 0.05  # by how much two pictures of one thing may differ in shape: sides are rounded to patches and sixteens
+CLIPPED = 0.02  # share of a metric picture's pixels at exactly 1 from which on they count as cut off
+FEW = 12  # different values of a metric picture below which it can't be one
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class DepthMap:
 def depth_map(depth: Tensor, K: Tensor, source: str) -> DepthMap:
     """A DepthMap from raw numbers (H, W): whatever is not a positive finite depth becomes unknown.
 
-    ValueError if nothing is left, or if K is not a usable (3, 3).
+    ValueError if nothing is left, or if K is no (3, 3) or that of no picture of this size.
     """
     if depth.ndim != 2 or min(depth.shape) < 2:
         raise ValueError(
@@ -47,15 +53,48 @@ def depth_map(depth: Tensor, K: Tensor, source: str) -> DepthMap:
     depth = torch.where(torch.isfinite(depth) & (depth > 0), depth, 0.0)
     if not (depth > 0).any():
         raise ValueError(f"{source}: no pixel has a positive finite depth")
-    return DepthMap(depth, K.detach().float().cpu(), source)
+    found = DepthMap(depth, K.detach().float().cpu(), source)
+    check_lens(found.camera, source)
+    return found
+
+
+def onto(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H, W) or (H, W, C) of the whole picture at its pixels `size`, whatever shape it was squeezed to.
+
+    Nearest neighbour, so that nothing floats between foreground and background.
+    """
+    if tuple(values.shape[:2]) == size:
+        return values
+    planes = values.reshape(*values.shape[:2], -1).movedim(-1, 0)[None]
+    return F.interpolate(planes, size, mode="nearest-exact")[0].movedim(0, -1).reshape(*size, *values.shape[2:])
+
+
+def same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether pictures of these sizes show the same without one of them being stretched or cropped."""
+    ratio = a[0] * b[1] / (a[1] * b[0])
+    return max(ratio, 1 / ratio) <= 1 + STRETCH
+
+
+def lens(cameras: Cameras, size: tuple[int, int]) -> Tensor:
+    """K (3, 3) of the first camera for a photo of `size`; ValueError if that has another shape than the camera's picture."""
+    if not same_shape(cameras.size, size):
+        raise ValueError(
+            f"the cameras are those of pictures {cameras.size[1]} wide and {cameras.size[0]} high, the photo is "
+            f"{size[1]} x {size[0]}: another shape. Load the cameras at the photo's size, or crop the photo to theirs"
+        )
+    return check_lens(cameras[0].resized(size), "the cameras").K[0]
+
+
+def assumed_lens(size: tuple[int, int], horizontal_fov: float) -> Tensor:
+    """K (3, 3) of a photo `size` of square pixels, `horizontal_fov` degrees wide, with its middle in the middle."""
+    return pinhole(size, focal_from_fov(size, horizontal_fov)).K[0]
 
 
 def resized(depth: DepthMap, size: tuple[int, int]) -> DepthMap:
-    """The map stretched to `size`; nearest neighbour, so that nothing floats between foreground and background."""
+    """The map stretched to `size` with its lens; nearest neighbour as `onto`."""
     if depth.size == size:
         return depth
-    K = depth.camera.resized(size).K[0]
-    return DepthMap(F.interpolate(depth.depth[None, None], size, mode="nearest-exact")[0, 0], K, depth.source)
+    return DepthMap(onto(depth.depth, size), depth.camera.resized(size).K[0], depth.source)
 
 
 def sharpened(depth: Tensor, jump: float = 0.05) -> Tensor:
@@ -159,7 +198,7 @@ def from_picture(picture: Tensor, K: Tensor, kind: str, near: float, far: float)
     kind 'disparity': white is `near`, black is `far`, 1/depth in between (Depth Anything, MiDaS, ControlNet pictures);
     'linear': black is `near`, white is `far`; 'metric': the value is the depth in units of `far`, black is unknown.
     """
-    value = picture.float() if picture.ndim == 2 else picture[..., :3].float().mean(-1)
+    value = _grey(picture)
     if kind not in ("disparity", "linear", "metric"):
         raise ValueError(f"kind {kind!r}: expected 'disparity', 'linear' or 'metric'")
     if not 0 < near < far:
@@ -172,38 +211,135 @@ def from_picture(picture: Tensor, K: Tensor, kind: str, near: float, far: float)
     return depth_map(depth, K, f"{kind} picture")
 
 
+def doubts(picture: Tensor, kind: str) -> list[str]:
+    """What speaks against a picture (H, W) or (H, W, C) being the depth picture of this kind that it is taken for."""
+    found = []
+    if picture.ndim == 3 and picture.shape[-1] >= 3:
+        colour = picture[..., :3].float()
+        if ((colour.amax(-1) - colour.amin(-1)) > 0.1).float().mean() > 0.02:
+            found.append("it is coloured: a colour map or a photo, whose grey is no depth; save the depth in grey")
+    if kind != "metric":
+        return found
+    value = _grey(picture)
+    known = value[torch.isfinite(value) & (value > 0)]
+    clipped = (known == 1).float().mean() if len(known) and known.max() == 1 else torch.tensor(0.0)
+    if clipped > CLIPPED and (known < 1).any():
+        found.append(f"{100 * clipped:.0f} % of it is exactly 1, as if everything farther had been cut off")
+    count = len(known.unique())
+    if count < FEW:
+        found.append(f"it has only {count} different values")
+    elif ((255 * known).round() - 255 * known).abs().max() < 1e-3:
+        found.append("it has 8 bits a pixel: depth in 255 steps")
+    if found:
+        found.append("Lyra 2 Load Depth reads EXR, TIFF, 16-bit PNG and NumPy files as they are")
+    return found
+
+
+def _grey(picture: Tensor) -> Tensor:
+    return picture.float() if picture.ndim == 2 else picture[..., :3].float().mean(-1)
+
+
 # ------------------------------------------------------------------------------------------- the host's own estimators
 
 
-def from_moge(geometry: dict, index: int = 0) -> DepthMap:
-    """From the host's MOGE_GEOMETRY: depth (B, H, W), intrinsics (B, 3, 3) in units of the picture, mask (B, H, W)."""
-    if "intrinsics" not in geometry:
+def from_moge(geometry: dict, index: int = 0, size: tuple[int, int] | None = None, K: Tensor | None = None) -> DepthMap:
+    """From the host's MOGE_GEOMETRY: depth (B, H, W), intrinsics (B, 3, 3) in units of the picture, mask (B, H, W).
+
+    size: of the photo, if that has other pixels than the geometry; K: its lens, if that is known better.
+    """
+    if K is None and "intrinsics" not in geometry:
         raise ValueError(
             "this MOGE_GEOMETRY has no intrinsics (a panorama?); use MoGeInference, which gives a perspective view"
         )
     depth = _pick(geometry, "depth", index, "MOGE_GEOMETRY")
     if "mask" in geometry:
         depth = torch.where(_pick(geometry, "mask", index, "MOGE_GEOMETRY").bool(), depth, 0.0)
-    K = from_normalized(_pick(geometry, "intrinsics", index, "MOGE_GEOMETRY").float().cpu(), tuple(depth.shape))
-    return depth_map(depth, K, "MoGe")
+    normalised = None if K is not None else _pick(geometry, "intrinsics", index, "MOGE_GEOMETRY").float().cpu()
+    return _fitted(depth, normalised, size, K, "MoGe")
 
 
-def from_da3(geometry: dict, index: int = 0, horizontal_fov: float = 60.0) -> DepthMap:
-    """From the host's DA3_GEOMETRY: depth (B, H, W), sky probability (B, H, W), intrinsics (1, B, 3, 3) in pixels.
+def from_da3(
+    geometry: dict,
+    index: int = 0,
+    horizontal_fov: float = 60.0,
+    size: tuple[int, int] | None = None,
+    K: Tensor | None = None,
+) -> DepthMap:
+    """From the host's DA3_GEOMETRY: depth (B, H, W), sky probability (B, H, W), intrinsics (1, B, 3, 3).
 
-    Its monocular models give no intrinsics; then `horizontal_fov` degrees is assumed.
+    size: of the photo, if that has other pixels than the geometry; K: its lens, if that is known better. Where the network
+    found no camera, `horizontal_fov` degrees of the photo are assumed.
     """
     depth = _pick(geometry, "depth", index, "DA3_GEOMETRY")
     if "sky" in geometry:
         depth = torch.where(_pick(geometry, "sky", index, "DA3_GEOMETRY") < 0.5, depth, 0.0)
-    if "intrinsics" in geometry:
-        return depth_map(depth, geometry["intrinsics"][0, index].float().cpu(), "Depth Anything 3")
-    size = tuple(depth.shape)
-    return depth_map(
-        depth,
-        pinhole(size, focal_from_fov(size, horizontal_fov)).K[0],
-        f"Depth Anything 3, field of view of {horizontal_fov:g} degrees assumed",
-    )
+    normalised = None if K is not None else _da3_lens(geometry, index)
+    if K is None and normalised is None:
+        K = assumed_lens(size or tuple(depth.shape), horizontal_fov)
+        return _fitted(depth, None, size, K, f"Depth Anything 3, field of view of {horizontal_fov:g} degrees assumed")
+    return _fitted(depth, normalised, size, K, "Depth Anything 3")
+
+
+def _fitted(
+    depth: Tensor, normalised: Tensor | None, size: tuple[int, int] | None, K: Tensor | None, source: str
+) -> DepthMap:
+    """Depth (H, W) at the photo's `size` with its lens K (3, 3), or else with the geometry's own, in units of the picture."""
+    own = tuple(depth.shape)
+    size = size or own
+    if K is None and not same_shape(own, size):
+        raise ValueError(
+            f"{source}: its picture is {own[1]} x {own[0]}, the photo is {size[1]} x {size[0]}, another shape; estimate "
+            "from the photo as it begins the world, after scaling and cropping, or connect cameras"
+        )
+    return depth_map(onto(depth, size), from_normalized(normalised, size) if K is None else K, source)
+
+
+def _da3_lens(geometry: dict, index: int) -> Tensor | None:
+    """Intrinsics (3, 3) in units of the picture, or None if the network found no camera.
+
+    The host resamples the depth to the photo but leaves the intrinsics in pixels of what the network saw, and it puts
+    the identity where there is no camera.
+    """
+    if "intrinsics" not in geometry:
+        return None
+    stored = geometry["intrinsics"].float().cpu()
+    if stored.ndim not in (3, 4) or stored.shape[-2:] != (3, 3) or index >= stored.shape[-3]:
+        raise ValueError(f"this DA3_GEOMETRY has intrinsics {tuple(stored.shape)} for {len(geometry['depth'])} views")
+    K = stored.reshape(-1, *stored.shape[-3:])[0]
+    found = torch.isfinite(K).flatten(1).all(1) & (K - torch.eye(3)).flatten(1).any(1)
+    if not found[index]:
+        return None
+    height, width = _da3_grid(K[found], tuple(geometry["depth"].shape[1:]))
+    return K[index] / torch.tensor([[width], [height], [1.0]])
+
+
+def _da3_grid(K: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the pixels that K (F, 3, 3) is for, of photos of `size`: that whose middle is nearest.
+
+    The camera decoder puts the principal point into the middle, the rays near it. It is the photo's own size, or the
+    longest side (or shortest; the host knows both ways) is whole patches and the other rounded to such.
+    """
+    seen = 2 * K[:, :2, 2].median(0).values
+    fits = {size}
+    for side in range(PATCH, int(2 * max(seen.max(), PATCH)) + PATCH, PATCH):
+        for whole in (max(size), min(size)):
+            fits.add(tuple(whole_patches(round(s * side / whole)) for s in size))
+    return min(fits, key=lambda fit: float((seen / torch.tensor(fit[::-1])).log().abs().amax()))
+
+
+def refuse_other_than_metric(geometry: dict) -> None:
+    """ValueError if this DA3_GEOMETRY can't be the metric model's, which sees sky and no cameras."""
+    if "sky" not in geometry:
+        raise ValueError("this DA3_GEOMETRY has no sky, so it is not from Depth Anything 3 Metric and knows no metres")
+
+
+def in_metres(found: DepthMap, resolution: int) -> DepthMap:
+    """Depth of Depth Anything 3 Metric in metres; what it gives is for a camera of METRIC_FOCAL pixels.
+
+    resolution: pixels of the longest side at which the network looked at the picture.
+    """
+    focal = float(found.K[0, 0] + found.K[1, 1]) / 2 * resolution / max(found.size)
+    return DepthMap(found.depth * focal / METRIC_FOCAL, found.K, f"{found.source}, in metres by a focal length of {focal:.0f}")
 
 
 def _pick(geometry: dict, key: str, index: int, kind: str) -> Tensor:

@@ -18,7 +18,12 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's 
 def seen_size(size: tuple[int, int], longest: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """(height, width) with the longest side as long as that, and then in whole patches, halves up."""
     first = tuple(max(1, int(round(side * longest / max(size)))) for side in size)
-    return first, tuple(max(PATCH, (2 * side + PATCH) // (2 * PATCH) * PATCH) for side in first)
+    return first, tuple(whole_patches(side) for side in first)
+
+
+def whole_patches(side: int) -> int:
+    """The number of pixels nearest to `side` that is whole patches, halves up, at least one."""
+    return max(PATCH, (2 * side + PATCH) // (2 * PATCH) * PATCH)
 
 
 def prepared(frames: Tensor, longest: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cameras.camera import Cameras
+from ..memory.depth import METRIC_FOCAL
 from . import alignment as fits
 from .gaussian_adapter import LARGEST
 from .gaussians import Gaussians, merge
@@ -27,7 +28,6 @@ OWNERSHIP = 0.1  # of the median depth; the reference says 1, for worlds in metr
 BORDER = 8 / 256  # of a view's height and width, where gaussians are worst
 SKY = 0.3  # probability from which on a pixel is sky
 FARTHEST_SKY, SKY_QUANTILE = 200.0, 0.99  # metres; of the depths that are none
-FOCAL = 300.0  # pixels, of the camera that the metric network's numbers are for
 LEAST_METRIC, LEAST_DEPTH = 1e-2, 1e-3  # below, depth is no measurement
 
 
@@ -294,11 +294,11 @@ def inside_border(grid: tuple[int, int]) -> Tensor:
 def in_metres(views: Views, metric: Tensor, sky: Tensor) -> tuple[Views, float]:
     """Views as large as a metric network says, and their metres per unit of before.
 
-    metric (F, H, W): its depth for a camera of FOCAL pixels; sky (F, H, W): its probability. The scale is the one with
+    metric (F, H, W): its depth for a camera of METRIC_FOCAL pixels; sky (F, H, W): its probability. The scale is the one with
     least squares over what is neither sky nor uncertain; sky is put behind everything and believed least.
     ValueError if nothing is left to compare.
     """
-    metric = metric * (views.cameras.K[:, 0, 0] + views.cameras.K[:, 1, 1])[:, None, None] / 2 / FOCAL
+    metric = metric * (views.cameras.K[:, 0, 0] + views.cameras.K[:, 1, 1])[:, None, None] / 2 / METRIC_FOCAL
     ground = sky < SKY
     sure = ground & (metric > LEAST_METRIC) & (views.depth > LEAST_DEPTH)
     if ground.any():
