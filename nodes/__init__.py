@@ -37,6 +37,7 @@ class LyraExtension(ComfyExtension):
             trajectory.EditTrajectory,
             trajectory.DrawTrajectory,
             depth.Depth,
+            depth.LoadDepth,
             world.BeginWorld,
             world.RetrieveHistory,
             world.PreviewChunks,

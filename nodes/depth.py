@@ -7,7 +7,9 @@ import logging
 import torch
 from comfy_api.latest import io, ui
 
+from ..lyra_core import files
 from ..lyra_core.memory import depth as depths
+from ..lyra_core.memory import depth_files
 from . import types
 
 log = logging.getLogger(__name__)
@@ -206,6 +208,106 @@ def _depth_of(source: dict, index: int, size: tuple[int, int], K: torch.Tensor |
         return depths.ground(size, K, source["horizon"], source["camera_height"], source["distance"])
     wall = tuple(source[f"wall_{edge}"] for edge in ("left", "top", "right", "bottom"))
     return depths.room_box(size, K, (source["vanishing_x"], source["vanishing_y"]), wall, source["distance"])
+
+
+class LoadDepth(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2LoadDepth",
+            display_name="Lyra 2 Load Depth",
+            category=types.CATEGORY,
+            description="Depth of a photo from a file: EXR, float TIFF, 16-bit PNG, NumPy. Nothing is cut off or rescaled on the "
+            "way in, as it is when Load Image reads such a file. Zero, infinite and too far pixels are unknown.",
+            inputs=[
+                io.Combo.Input(
+                    "file", options=_depth_names(), tooltip="The depth file, in the input folder or a folder in it."
+                ),
+                io.Image.Input("image", tooltip="The photo, at the size of the world: both sides multiples of 16."),
+                io.Combo.Input(
+                    "unit",
+                    options=[depth_files.AUTO, *depth_files.UNITS],
+                    default=depth_files.AUTO,
+                    tooltip="What 1 in the file is, after scaling. As usual: whole numbers are millimetres, others metres.",
+                ),
+                io.Float.Input(
+                    "scale",
+                    default=1.0,
+                    min=0.0000001,
+                    max=1000000.0,
+                    step=0.0000001,
+                    tooltip="The numbers in the file are multiplied by this first: 0.00390625 for KITTI (1/256), 0.2 for TUM with "
+                    "unit millimetres. Larger: everything is farther; for a disparity, nearer.",
+                ),
+                io.Combo.Input(
+                    "measure",
+                    options=list(depth_files.MEASURES),
+                    default=depth_files.MEASURES[0],
+                    tooltip="What the numbers measure. depth: along the camera's axis. distance along the ray: from the "
+                    "camera's centre, as some renderers and laser scanners give it. disparity: 1 / depth.",
+                ),
+                io.Float.Input(
+                    "far",
+                    default=10000.0,
+                    min=0.001,
+                    max=10000000.0,
+                    step=1.0,
+                    tooltip="Whatever is farther than so many metres is sky, and unknown.",
+                ),
+                _fov(),
+                io.String.Input(
+                    "channel",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Channel of an EXR or array of an .npz that holds the depth. Empty: told by its name.",
+                ),
+                types.Cameras.Input(
+                    "cameras", optional=True, tooltip="Take focal length and principal point from the first of these instead."
+                ),
+            ],
+            outputs=[
+                types.Depth.Output(display_name="depth"),
+                io.Image.Output(display_name="picture", tooltip="Near is white, unknown is black."),
+                io.String.Output(display_name="report", tooltip="What was found, and what speaks against it."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file, **_) -> str:
+        return types.file_fingerprint(types.input_path(file))
+
+    @classmethod
+    def execute(
+        cls, file, image, unit=depth_files.AUTO, scale=1.0, measure="depth", far=10000.0, field_of_view=60.0, channel="",
+        cameras=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        size = tuple(image.shape[1:3])
+        stored = depth_files.read(types.input_path(file), channel.strip())
+        K, lens = _lens(stored, size, field_of_view, cameras)
+        maps = depth_files.depth_maps(stored, depth_files.Recipe(unit, scale, measure, far), size, K)
+        if len(maps) != len(image):
+            raise ValueError(f"{file} holds the depth of {len(maps)} pictures, there are {len(image)} photos; give one for each")
+        return _output(maps, [*(depth_files.summary(found, stored) for found in maps), lens])
+
+
+def _lens(stored: depth_files.Stored, size: tuple[int, int], field_of_view: float, cameras) -> tuple[torch.Tensor, str]:
+    """K (3, 3) of the photo, and where it comes from."""
+    if cameras is not None:
+        return depths.lens(cameras, size), "lens of the given cameras"
+    own = depth_files.own_lens(stored, size)
+    if own is not None:
+        return own, f"lens of the file, focal lengths {own[0, 0]:.1f} and {own[1, 1]:.1f} pixels"
+    return depths.assumed_lens(size, field_of_view), f"field of view of {field_of_view:g} degrees assumed"
+
+
+def _depth_names() -> list[str]:
+    """Depth files of the input folder and its subfolders, without what file managers leave there."""
+    return [
+        name
+        for name in sorted(types.input_files(""), key=files.natural)
+        if name.lower().endswith(depth_files.ENDINGS) and not any(map(files.is_litter, name.split("/")))
+    ]
 
 
 def _picture(depth: torch.Tensor) -> torch.Tensor:

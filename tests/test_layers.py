@@ -19,7 +19,7 @@ EXTRA = {
     "cameras/path_picture": {"PIL"},
     "exports/bundle": {"PIL"},
 }  # they make pictures, with what the host has anyway
-OPTIONAL = {"fast_simplification", "gsplat", "pxr"}  # only inside the function that needs it
+OPTIONAL = {"OpenEXR", "cv2", "fast_simplification", "gsplat", "pxr"}  # only inside the function that needs it
 
 
 def imports(tree: ast.AST, room: str) -> Iterator[tuple[str, str | None]]:

@@ -26,6 +26,7 @@ NODES = {
     "Lyra2EditTrajectory",
     "Lyra2DrawTrajectory",
     "Lyra2Depth",
+    "Lyra2LoadDepth",
     "Lyra2BeginWorld",
     "Lyra2RetrieveHistory",
     "Lyra2PreviewChunks",

@@ -126,8 +126,9 @@ def focal_from_fov(size: tuple[int, int], horizontal_fov: float) -> float:
     return 0.5 * size[1] / float(torch.tan(torch.deg2rad(torch.tensor(horizontal_fov / 2))))
 
 
-def _rays(size: tuple[int, int], K: Tensor) -> Tensor:
-    return pixel_grid(size) @ torch.linalg.inv(K).T  # (H, W, 3), z = 1
+def rays(size: tuple[int, int], K: Tensor) -> Tensor:
+    """Directions (H, W, 3) through the pixels, with z = 1."""
+    return pixel_grid(size) @ torch.linalg.inv(K).T
 
 
 def plane(size: tuple[int, int], K: Tensor, distance: float) -> DepthMap:
@@ -141,9 +142,9 @@ def ground(size: tuple[int, int], K: Tensor, horizon: float, camera_height: floa
     horizon: its height in the picture, 0 top to 1 bottom; camera_height above the ground and distance of the backdrop in
     scene units.
     """
-    rays = _rays(size, K)
+    seen = rays(size, K)
     _, level = _axes_through(K, (K[0, 2].item(), horizon * (size[0] - 1)))
-    down, ahead = rays @ level[1], rays @ level[2]
+    down, ahead = seen @ level[1], seen @ level[2]
     scale = torch.where(down > 0, camera_height / down.clamp_min(1e-9), float("inf"))
     scale = torch.minimum(scale, distance / ahead.clamp_min(1e-3))
     return depth_map(scale, K, f"ground, horizon at {horizon:g}")
@@ -175,8 +176,7 @@ def room_box(
         ray = axes @ (inverse @ torch.tensor([x * (width - 1), y * (height - 1), 1.0]))
         return distance * ray[axis] / ray[2]
 
-    rays = _rays(size, K) @ axes.T
-    x, y, z = rays.unbind(-1)
+    x, y, z = (rays(size, K) @ axes.T).unbind(-1)
     walls = [distance / z.clamp_min(1e-6)]
     for axis, component, (low, high) in ((0, x, ((left, vy), (right, vy))), (1, y, ((vx, top), (vx, bottom)))):
         reach = torch.where(component > 0, offset(*high, axis), offset(*low, axis))
