@@ -196,7 +196,7 @@ def _read_exr(path: Path, channel: str) -> tuple[str, np.ndarray, None]:
         }
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: OpenEXR can't read it ({error})") from None
-    if not all(part.channels for part in file.parts):  # OpenEXR only prints a warning
+    if not layers or not all(part.channels for part in file.parts):  # OpenEXR only prints a warning
         raise ValueError(f"{path}: OpenEXR finds no pixels in it; is it cut off?")
     name = _chosen(path, channel, {name: name.rpartition(".")[2] for name in layers}, "channels")
     if layers[name].xSampling != 1 or layers[name].ySampling != 1:
