@@ -23,7 +23,7 @@ from ..lyra_core.splats.gaussians import Gaussians
 from ..lyra_core.world.world import World, to_uint8
 from . import mesh as meshes
 from . import types
-from .splat import from_splat
+from .splat import sound_splat
 from .video import encode
 
 
@@ -32,6 +32,7 @@ class Sources:
     """What a bundle is made of; whatever is None is not in it."""
 
     gaussians: Gaussians | None
+    left_out: str  # how many gaussians can't be drawn and are in no file; empty: none
     mesh: Types.MESH | None
     cameras: Cameras | None
     picture: Callable[[int], torch.Tensor] | None  # frame -> (H, W, 3) uint8
@@ -180,8 +181,10 @@ def _sources(splat, mesh, world: World | None, cameras: Cameras | None, images, 
             raise ValueError(
                 f"the pictures are {size[1]}x{size[0]} and the cameras' {cameras.size[1]}x{cameras.size[0]}; resize the pictures"
             )
-    gaussians = None if splat is None else from_splat(splat).to("cpu")
-    return Sources(gaussians, mesh, cameras, picture, pictures, collision_faces)
+    gaussians, broken = (None, "") if splat is None else sound_splat(splat)
+    if gaussians is not None:
+        gaussians = gaussians.to("cpu")
+    return Sources(gaussians, f", {broken} left out" if broken else "", mesh, cameras, picture, pictures, collision_faces)
 
 
 def _generators(world: World) -> list[str]:
@@ -213,7 +216,7 @@ def _steps(
     def write_usd(file: Path, on_picture: Callable) -> str:
         save = usd_files.save_usdz if file.suffix == ".usdz" else usd_files.save_usdc
         save(file, gaussians, sources.collision, cameras, fps=fps, metres_per_unit=metres_per_unit)
-        parts = (gaussians, "gaussians"), (sources.collision, "faces"), (cameras, "cameras")
+        parts = (gaussians, f"gaussians{sources.left_out}"), (sources.collision, "faces"), (cameras, "cameras")
         return "; ".join(_counted(part, name) for part, name in parts if part is not None)
 
     def write_colmap(file: Path, on_picture: Callable) -> str:
@@ -224,7 +227,7 @@ def _steps(
         return _save_video(file, (sources.picture(frame) for frame in range(sources.pictures)), fps, on_picture)
 
     def of_gaussians(save: Callable) -> Callable[[Path, Callable], str]:
-        return lambda file, on_picture: save(gaussians, file) or _counted(gaussians, "gaussians")
+        return lambda file, on_picture: save(gaussians, file) or _counted(gaussians, f"gaussians{sources.left_out}")
 
     def of_cameras(save: Callable) -> Callable[[Path, Callable], str]:
         return lambda file, on_picture: save(file) or _counted(cameras, "cameras")
@@ -264,6 +267,8 @@ def _write(place: Path, steps: list[Step]) -> tuple[dict[str, str], dict[str, st
     for done, step in enumerate(wanted):
         on_step(done, len(wanted))
         facts[step.name] = step.write(place / step.name, lambda picture, done=done: on_step(done, len(wanted), picture))
+        if not (place / step.name).exists() or not (place / step.name).stat().st_size:
+            raise ValueError(f"{step.name} was not written, and nothing said why; what was there before is unchanged")
     on_step(len(wanted), len(wanted))
     return facts, {step.name: step.lacking for step in steps if step.lacking}
 

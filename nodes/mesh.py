@@ -38,6 +38,12 @@ def from_mesh(mesh: Types.MESH) -> surface.Mesh:
         vertices, faces = vertices[: int(mesh.vertex_counts[0])], faces[: int(mesh.face_counts[0])]
     if not len(vertices) or not len(faces):
         raise ValueError("this mesh is empty; it has no faces")
+    if broken := int((~torch.isfinite(vertices).all(1)).sum()):
+        raise ValueError(f"{broken:,} of {len(vertices):,} vertices of this mesh are NaN or infinite; make or load it again")
+    if int(faces.min()) < 0 or int(faces.max()) >= len(vertices):
+        raise ValueError(
+            f"faces of this mesh name vertices {int(faces.min())} to {int(faces.max())}, and it has {len(vertices):,}; load it again"
+        )
     colors = torch.full_like(vertices, 0.5)
     if mesh.vertex_colors is not None:
         colors = _displayed(mesh.vertex_colors[0, : len(vertices), :3].float().clamp(0, 1))

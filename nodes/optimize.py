@@ -12,7 +12,7 @@ from ..lyra_core.splats import rasterize
 from ..lyra_core.splats.gaussians import Gaussians
 from ..lyra_core.splats.optimize import optimize
 from . import types
-from .splat import from_splat, to_splat
+from .splat import sound_splat, to_splat
 
 BYTES_PER_GAUSSIAN = 1024  # parameters, their gradients and Adam's two moments, and what drawing keeps; not measured
 
@@ -59,7 +59,7 @@ class OptimizeSplat(io.ComfyNode):
         on_step = types.progress(steps)
         # nodes run in inference mode, whose tensors no gradient can pass through; so all of it is copied
         with torch.inference_mode(False), torch.enable_grad():
-            gaussians = from_splat(splat)
+            gaussians, broken = sound_splat(splat)
             free_memory(BYTES_PER_GAUSSIAN * len(gaussians), device)
             gaussians = Gaussians(*(field.clone().to(device) for field in vars(gaussians).values()))
             like = gaussians.means
@@ -69,8 +69,8 @@ class OptimizeSplat(io.ComfyNode):
             found = optimize(
                 render, gaussians, images, cameras, depths, steps, refine_cameras, exposure, seed, on_step
             )
-        kept = to_splat(found.gaussians.to("cpu"))
-        return io.NodeOutput(kept, found.cameras.to("cpu"), found.report, ui=ui.PreviewText(found.report))
+        kept, report = to_splat(found.gaussians.to("cpu")), found.report + (f"; {broken} left out" if broken else "")
+        return io.NodeOutput(kept, found.cameras.to("cpu"), report, ui=ui.PreviewText(report))
 
 
 def _depth(known: DepthMap, size: tuple[int, int]) -> torch.Tensor:

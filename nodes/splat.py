@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from comfy.model_management import get_torch_device, intermediate_device
 from comfy_api.latest import Types, io, ui
+from PIL import ImageColor
 
 from ..lyra_core.memory.depth import DepthMap
 from ..lyra_core.splats import gaussians as splats
@@ -42,6 +43,25 @@ def from_splat(splat: Types.SPLAT) -> splats.Gaussians:
         splat.opacities[0, :count, 0],
         splat.sh[0, :count],
     )
+
+
+def sound_splat(splat: Types.SPLAT) -> tuple[splats.Gaussians, str]:
+    """What can be drawn of the host's SPLAT, and how many are left out: "3 broken", or nothing."""
+    gaussians, broken = splats.sound(from_splat(splat))
+    if not len(gaussians):
+        raise ValueError(f"all {broken:,} gaussians of this splat {splats.BROKEN}; make or load it again")
+    return gaussians, f"{broken:,} broken" if broken else ""
+
+
+def shade_of(color: str) -> tuple[float, float, float]:
+    """A colour in 0..1 from #rgb, #rrggbb or a CSS name; ValueError that names what was found otherwise."""
+    try:
+        rgb = ImageColor.getrgb(color.strip())
+    except (ValueError, AttributeError):
+        rgb = ()
+    if len(rgb) != 3:
+        raise ValueError(f"{color!r} is no colour; write #rgb, #rrggbb or a CSS name, such as #fff, #102030 or black")
+    return tuple(part / 255 for part in rgb)
 
 
 class WorldGaussians(io.ComfyNode):
@@ -91,11 +111,11 @@ class RenderSplat(io.ComfyNode):
             display_name="Lyra 2 Render Splat",
             category=types.CATEGORY,
             description="Any splat along any cameras, also from inside a room. gsplat is used where it is installed and a GPU is there; "
-            "else plain torch, on GPU or CPU.",
+            "else plain torch, on GPU or CPU. Colours change with the direction as far as the splat knows; broken gaussians are left out.",
             inputs=[
                 io.Splat.Input("splat"),
                 types.Cameras.Input("cameras"),
-                io.Color.Input("background", default="#000000", tooltip="Where nothing is."),
+                io.Color.Input("background", default="#000000", tooltip="Where nothing is: #rgb, #rrggbb or a CSS name."),
                 io.Combo.Input(
                     "rasteriser",
                     options=list(rasterize.BACKENDS),
@@ -117,11 +137,9 @@ class RenderSplat(io.ComfyNode):
 
     @classmethod
     def execute(cls, splat, cameras, background, rasteriser) -> io.NodeOutput:
-        shade = tuple(int(background[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        shade, (gaussians, broken) = shade_of(background), sound_splat(splat)
         frames, on_step = [], types.progress(len(cameras))
-        for frame in rasterize.render_frames(
-            from_splat(splat).to(get_torch_device()), cameras, shade, backend=rasteriser
-        ):
+        for frame in rasterize.render_frames(gaussians.to(get_torch_device()), cameras, shade, backend=rasteriser):
             frames.append(tuple(part[0].to(intermediate_device()) for part in (frame.images, frame.alpha, frame.depth)))
             on_step(len(frames), 0, (frames[-1][0].clamp(0, 1) * 255).to(torch.uint8))
         images, alpha, depth = (torch.stack(part) for part in zip(*frames, strict=True))
@@ -131,7 +149,8 @@ class RenderSplat(io.ComfyNode):
         maps = tuple(
             DepthMap(d.float().cpu(), K, "splat") for d, K in zip(opaque, cameras.K.float().cpu(), strict=True)
         )
-        return io.NodeOutput(images.clamp(0, 1), alpha, grey, maps)
+        report = ui.PreviewText(f"{len(gaussians):,} gaussians drawn, {broken} left out") if broken else None
+        return io.NodeOutput(images.clamp(0, 1), alpha, grey, maps, ui=report)
 
 
 class PruneSplat(io.ComfyNode):
@@ -192,9 +211,10 @@ class PruneSplat(io.ComfyNode):
 
     @classmethod
     def execute(cls, splat, min_opacity=0.02, faintest=0.0, max_size=0.0, outliers=10.0, at_most=0) -> io.NodeOutput:
-        kept, lines = from_splat(splat), []
+        kept, broken = sound_splat(splat)
+        lines = [broken] if broken else []
         for what, wanted, step in (
-            ("faint, oversized or broken", True, lambda g: splats.prune(g, min_opacity, max_size or float("inf"))),
+            ("faint or oversized", True, lambda g: splats.prune(g, min_opacity, max_size or float("inf"))),
             ("the faintest", faintest, lambda g: splats.prune(g, splats.faintest(g.opacities, faintest))),
             ("far away", outliers, lambda g: splats.without_outliers(g, outliers)),
             ("merged into neighbours", at_most, lambda g: splats.at_most(g, at_most)),

@@ -304,6 +304,44 @@ def test_what_is_not_connected_or_switched_off_is_left_out_and_said(node, output
     assert "NOT FOR COMMERCIAL USE" in done.args[1]  # nobody said what made it
 
 
+def test_broken_gaussians_are_in_no_file_and_counted(node, output, splat):
+    from comfy_api.latest import Types
+
+    count = splat.positions.shape[1]
+    for part in (splat.positions, splat.rotations, splat.scales, splat.opacities, splat.sh):
+        assert part.shape[1] == count > 100
+    splat.rotations[0, 3], splat.positions[0, 5, 1], splat.sh[0, 7] = 0, float("nan"), float("inf")
+    done = export(node, splat=splat, usd=True, web=True)
+    folder = output / "exports" / "a"
+    report = done.args[1]
+    for name in ("splat.ply", "splat.spz", "splat.splat", "points.ply", "world.usdz"):
+        assert f"{name}: {count - 3:,} gaussians, 3 broken left out" in report, report
+    assert "3 broken left out" in (folder / "README.md").read_text()
+    assert (folder / "splat.splat").stat().st_size == 32 * (count - 3)
+    assert Types.File3D(str(folder / "splat.ply")).is_disk_backed
+
+
+@pytest.mark.parametrize("fault", ["nan", "inf", "face"])
+def test_a_mesh_that_can_not_be_one_is_refused_before_anything_is_written(node, output, mesh, fault):
+    broken = dataclasses.replace(mesh) if dataclasses.is_dataclass(mesh) else mesh
+    broken.vertices, broken.faces = mesh.vertices.clone(), mesh.faces.clone()
+    if fault == "face":
+        broken.faces[0, 4, 1] = broken.vertices.shape[1]
+    else:
+        broken.vertices[0, 7, 2] = float(fault)
+    before = names(output / "exports" / "a") if (output / "exports" / "a").exists() else None
+    with pytest.raises(ValueError, match="name vertices 0 to|1 of .* vertices of this mesh are NaN or infinite"):
+        export(node, mesh=broken)
+    assert (names(output / "exports" / "a") if before is not None else None) == before
+
+
+def test_a_writer_that_writes_nothing_is_no_export(node, output, splat, pack, monkeypatch):
+    monkeypatch.setattr(pack.export.splat_files, "save_ply", lambda gaussians, file: None)
+    with pytest.raises(ValueError, match="splat.ply was not written"):
+        export(node, "exports/nothing", splat=splat)
+    assert not (output / "exports" / "nothing").exists()
+
+
 def test_a_file_that_was_not_made_stops_whoever_wants_it(node, splat):
     from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -351,8 +389,8 @@ def many(splat, count=3):
 
 
 def with_nan(splat):
-    positions = splat.positions.clone()
-    positions[0, 5:9] = torch.nan
+    """Nothing of it can be drawn."""
+    positions = torch.full_like(splat.positions, torch.nan)
     return type(splat)(positions, splat.scales, splat.rotations, splat.opacities, splat.sh)
 
 
@@ -366,7 +404,7 @@ def emptied(splat):
     "change, says",
     [
         (many, "this splat is a batch of 3; connect one of them"),
-        (with_nan, r"4 of \d+ gaussians have NaN"),
+        (with_nan, r"all [\d,]+ gaussians of this splat have NaN"),
         (emptied, "this splat is empty"),
     ],
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 from dataclasses import replace
 from math import exp, log, pi, sqrt
 
+import numpy as np
 import pytest
 import torch
 
 from lyra_core.cameras.camera import pinhole, quaternion_to_rotation
 from lyra_core.splats import rasterize
-from lyra_core.splats.gaussians import Gaussians, colors_to_sh, merge
+from lyra_core.splats.gaussians import Gaussians, colors_to_sh, harmonics, merge
 from lyra_core.splats.rasterize import render, render_frames
 
 SIZE = (20, 24)
@@ -189,6 +190,53 @@ def test_broken_and_invisible_gaussians_are_left_out():
                        render(gaussians, camera, backend="torch").images)
 
 
+@pytest.mark.parametrize("degree", range(5))
+def test_colours_change_with_the_direction_as_gsplat_s_do(degree):
+    """Against gsplat's own formula in plain torch, in pictures of gaussians that are seen from another side each."""
+    reference = pytest.importorskip("gsplat.cuda._torch_impl")
+    gaussians, camera = random_gaussians(60, 16, scale=0.2), turned_camera()
+    sh = torch.randn(60, (degree + 1) ** 2, 3, generator=torch.Generator().manual_seed(17)) * 0.4
+    gaussians = replace(gaussians, sh=sh)
+    colors = reference._spherical_harmonics(degree, gaussians.means - camera.centers[0], sh) + 0.5
+    plain = replace(gaussians, sh=colors_to_sh(colors.clamp_min(0)))
+    expected, found = (render(each, camera, backend="torch").images for each in (plain, gaussians))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    elsewhere = replace(camera, w2c=camera.w2c + torch.tensor([[0, 0, 0, 0.4], *[[0.0] * 4] * 3]))
+    moved = [render(each, elsewhere, backend="torch").images for each in (plain, gaussians)]
+    assert ((moved[0] - moved[1]).abs().max() > 0.02) == (degree > 0)
+
+
+@pytest.mark.parametrize("degree", range(5))
+def test_harmonics_are_orthonormal_over_all_directions(degree):
+    z, weight = map(torch.from_numpy, np.polynomial.legendre.leggauss(8))
+    angle = torch.arange(16, dtype=torch.float64) * 2 * pi / 16
+    ring = torch.stack([angle.cos(), angle.sin()], -1)
+    directions = torch.cat([(1 - z.square()).sqrt()[:, None, None] * ring, z[:, None, None].expand(8, 16, 1)], 2)
+    values = harmonics(directions, degree)
+    product = torch.einsum("a,abi,abj->ij", weight * 2 * pi / 16, values, values)
+    torch.testing.assert_close(product, torch.eye((degree + 1) ** 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("count", [0, 2, 3, 8, 15, 36])
+def test_harmonics_that_fill_no_degree_are_refused(count):
+    gaussians = replace(random_gaussians(3, 18), sh=torch.zeros(3, count, 3))
+    with pytest.raises(ValueError, match=f"{count} spherical harmonics are no degree up to 4"):
+        render(gaussians, turned_camera(), backend="torch")
+
+
+def test_no_finite_gaussian_however_large_or_near_breaks_a_picture():
+    """Sizes and distances whose squares leave no digits of float32 for the smaller axis."""
+    camera = turned_camera()
+    for scale, z in ((1e11, 0.02), (1e6, 0.011), (1e3, 1e6), (1e12, 1e12), (0.0, 0.02)):
+        for flat in ((1, 1, 1), (1, 1e-6, 1e-6), (1, 1, 1e-9)):
+            means = torch.tensor([[0.0, 0.1 * z, z]]) @ camera.w2c[0, :3, :3] + camera.centers[0]
+            large = Gaussians(means, torch.tensor([[0.5, 0.1, 0.7, -0.3]]), scale * torch.tensor([flat]), torch.ones(1),
+                              colors_to_sh(torch.ones(1, 3)))
+            found = render(large, camera, backend="torch")
+            assert all(torch.isfinite(part).all() and part.min() >= 0 for part in vars(found).values()), (scale, z, flat)
+            assert found.images.max() <= 1.0001
+
+
 def test_frames_come_one_at_a_time_and_together_make_the_rendering():
     gaussians = random_gaussians(40, 13)
     cameras = pinhole(SIZE, 22.0, 3)
@@ -236,6 +284,10 @@ def test_gsplat_is_asked_in_its_own_conventions():
 
     color, alpha, depth = rasterize._render_gsplat(rasterization, gaussians, camera, near=0.2)
     torch.testing.assert_close(asked["K"][0, :2, 2], camera.K[0, :2, 2] + 0.5)
+    assert torch.equal(asked["colors"], gaussians.sh) and asked["sh_degree"] == 0
+    more = replace(gaussians, sh=torch.rand(3, 16, 3))
+    rasterize._render_gsplat(rasterization, more, camera, near=0.2)
+    assert torch.equal(asked["colors"], more.sh) and asked["sh_degree"] == 3
     assert asked["size"] == SIZE and asked["near_plane"] == 0.2 and asked["eps2d"] == rasterize.LOW_PASS
     assert color.shape == (*SIZE, 3) and alpha.shape == depth.shape == SIZE
     assert color[0, 0].tolist() == [0, 1, 2] and depth[0, 0] == 3 and alpha[0, 0] == 0.5

@@ -466,13 +466,13 @@ def test_broken_gaussians_are_counted_and_not_written(tmp_path, monkeypatch, sav
     assert not list(tmp_path.iterdir())
 
 
-def test_what_only_looks_infinite_is_written(tmp_path):
+def test_what_is_far_is_written_and_what_is_beyond_any_scene_is_not(tmp_path):
     gaussians = scene()
-    gaussians.means[:, 0] = 3e38
+    gaussians.means[:, 0] = 9e11
     save_ply(gaussians, tmp_path / "a.ply")
     assert torch.equal(load_ply(tmp_path / "a.ply").means, gaussians.means)
     far = torch.zeros(50, 3, dtype=torch.float64)
-    far[:2] = 1e300
+    far[:2] = torch.tensor([1e300, 3e38], dtype=torch.float64)[:, None]
     with pytest.raises(ValueError, match="2 of 50"):
         save_ply(replace(gaussians, means=far), tmp_path / "b.ply")
 

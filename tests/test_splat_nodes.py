@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,10 +34,97 @@ def splat(nodes):
     return nodes.to_splat(gaussians)
 
 
+CASE = Path(__file__).parent / "cases" / "splat-rows-of-zeros"
+
+
+@pytest.fixture
+def wall(comfy_host):
+    """A red wall at z = 3 and one row of zeros, as the host reads them."""
+    from comfy_api.latest import Types
+    from comfy_extras.nodes_gaussian_splat import File3DToSplat
+
+    return File3DToSplat.execute(Types.File3D(str(CASE / "wall.ply"))).result[0]
+
+
+def from_behind(count=1, size=(48, 64)):
+    camera = importlib.import_module("lyra_pack.lyra_core.cameras.camera")
+    views = camera.pinhole(size, 60.0, count)
+    K = views.K.clone()
+    K[:, 0, 0] = K[:, 1, 1] = 50.0
+    return replace(views, w2c=views.w2c + torch.tensor([[0.0] * 4] * 2 + [[0, 0, 0, 1.0], [0] * 4]), K=K)
+
+
+def test_a_row_of_zeros_is_not_drawn_but_counted(nodes, wall):
+    shown = nodes.RenderSplat.execute(wall, from_behind(), "#000000", "torch")
+    images, _, _, depth = shown.args
+    assert images[0, 24, 32].tolist() == pytest.approx([0.780, 0.499, 0.499], abs=2e-3)
+    assert float(depth[0].depth[24, 32]) == pytest.approx(4, abs=1e-3)
+    assert shown.ui.as_dict()["text"] == ("400 gaussians drawn, 1 broken left out",)
+    pruned, report = nodes.PruneSplat.execute(wall).args
+    assert pruned.positions.shape[1] == 400 and report == "400 gaussians left; gone: 1 broken"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rotations", 0.0), ("rotations", 1e-20), ("rotations", float("nan")), ("positions", float("nan")),
+        ("positions", -float("inf")), ("positions", 1e30), ("scales", float("inf")), ("scales", float("nan")),
+        ("scales", -0.1), ("scales", 1e20), ("opacities", float("nan")), ("opacities", float("inf")),
+        ("sh", float("nan")), ("sh", 1e35),
+    ],
+)  # fmt: skip
+def test_whatever_can_not_be_a_gaussian_changes_no_picture_and_is_counted_by_all(nodes, wall, field, value):
+    """In the host's splat of a wall, and of a wall with one such gaussian in front of it."""
+    sound = nodes.PruneSplat.execute(wall).args[0]
+    values = {name: getattr(sound, name).clone() for name in FIELDS}
+    worse = {name: torch.cat([part, part[:, :1]], 1) for name, part in values.items()}
+    worse["positions"][0, -1] = torch.tensor([0.0, 0.0, 1.0])
+    worse[field][0, -1] = value
+    whole, broken = (nodes.Types.SPLAT(*(these[name] for name in FIELDS)) for these in (values, worse))
+    views = from_behind()
+    pictures = [nodes.RenderSplat.execute(each, views, "#102030", "torch") for each in (whole, broken)]
+    for first, second in zip(pictures[0].args[:3], pictures[1].args[:3], strict=True):
+        assert torch.equal(first, second) and torch.isfinite(first).all()
+    assert pictures[0].ui is None and "400 gaussians drawn, 1 broken left out" in pictures[1].ui.as_dict()["text"]
+    assert nodes.PruneSplat.execute(broken, at_most=50).args[1].startswith(f"{50} gaussians left; gone: 1 broken") or (
+        "gone: 1 broken, " in nodes.PruneSplat.execute(broken, at_most=50).args[1]
+    )
+    core = nodes.from_splat(broken)
+    for fewer in (nodes.splats.at_most(core, 50), nodes.splats.voxel_reduce(core, 0.3), nodes.splats.without_outliers(core, 9)):
+        assert nodes.splats.sound(fewer) == (fewer, 0) and len(fewer)
+        assert all(torch.isfinite(part).all() for part in vars(fewer).values())
+
+
+def test_a_splat_of_broken_gaussians_only_is_refused(nodes, wall):
+    wall.rotations[:] = 0
+    for node, more in ((nodes.RenderSplat, (from_behind(), "#000", "torch")), (nodes.PruneSplat, ())):
+        with pytest.raises(ValueError, match="all 401 gaussians .* rotation of length zero"):
+            node.execute(wall, *more)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("#fff", (1, 1, 1)), ("black", (0, 0, 0)), ("#102030", (16 / 255, 32 / 255, 48 / 255)), (" #FFF ", (1, 1, 1)),
+        ("White", (1, 1, 1)), ("rebeccapurple", (0.4, 0.2, 0.6)), ("rgb(255, 0, 51)", (1, 0, 0.2)),
+    ],
+)  # fmt: skip
+def test_a_background_is_a_colour_as_people_write_it(nodes, wall, written, meant):
+    far = from_behind()
+    turned = replace(far, w2c=far.w2c @ torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0])))
+    assert nodes.RenderSplat.execute(wall, turned, written, "torch").args[0][0, 0, 0].tolist() == pytest.approx(meant)
+
+
+@pytest.mark.parametrize("written", ["", "#ff", "#12345g", "102030", "#10203080", "blackish", "0.5", None])
+def test_what_is_no_colour_is_refused_by_name(nodes, wall, written):
+    with pytest.raises(ValueError, match=f"{written!r} is no colour; write #rgb"):
+        nodes.RenderSplat.execute(wall, from_behind(), written, "torch")
+
+
 def test_pruning_says_what_went_and_why(nodes, splat):
     pruned, report = nodes.PruneSplat.execute(splat, max_size=1.0).args
     assert pruned.positions.shape == (1, 845, 3) and pruned.opacities.shape == (1, 845, 1)
-    assert report == "845 gaussians left; gone: 150 faint, oversized or broken, 5 far away"
+    assert report == "845 gaussians left; gone: 150 faint or oversized, 5 far away"
 
 
 def test_pruning_merges_down_to_a_number(nodes, splat):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isqrt, pi, sqrt
 
 import torch
 from torch import Tensor
@@ -25,6 +26,12 @@ EDGE = 0.05             # relative depth jump between neighbouring pixels that i
 FINER = 1.01            # by how much a voxel may be larger than it must
 OPACITY = 0.98          # of a measured surface: neighbours overlap, so the surface itself is closed
 
+HIGHEST_DEGREE = 4      # of spherical harmonics, as gsplat
+LARGEST = 1e12          # of any number of a gaussian: beyond any scene, and its square is still a float32
+SHORTEST = 1e-12        # length of a quaternion from which on it says how to turn; shorter ones can't be made unit
+BLOCK = 1 << 16         # gaussians looked at at once
+BROKEN = f"have NaN or infinite values, numbers beyond {LARGEST:g}, negative sizes or a rotation of length zero"
+
 
 @dataclass(frozen=True)
 class Gaussians:
@@ -34,7 +41,7 @@ class Gaussians:
     quats: Tensor       # (N, 4) unit, order w x y z
     scales: Tensor      # (N, 3) standard deviations, linear, scene units
     opacities: Tensor   # (N,) in [0, 1]
-    sh: Tensor          # (N, K, 3) spherical harmonics; only the first one, the plain colour, is used here
+    sh: Tensor          # (N, K, 3) spherical harmonics in the order and with the signs of 3DGS files; K = (degree + 1)²
 
     def __len__(self) -> int:
         return self.means.shape[0]
@@ -53,6 +60,26 @@ class Gaussians:
                          self.opacities.to(device), self.sh.to(device))
 
 
+def drawable(gaussians: Gaussians) -> Tensor:
+    """(N,) bool: which ones can be drawn. The others are BROKEN, and whoever draws, merges or writes leaves them out.
+
+    Opacities outside of 0..1 are no fault: they count as 0 or 1.
+    """
+    parts = [torch.ones(len(gaussians), dtype=torch.bool, device=gaussians.means.device)]
+    for field in vars(gaussians).values():
+        parts.append((field.float().abs() <= LARGEST).reshape(len(gaussians), -1).all(1))       # NaN is not
+    lengths = torch.linalg.vector_norm(gaussians.quats.float(), dim=1)
+    return torch.stack([*parts, (gaussians.scales >= 0).all(1), lengths >= SHORTEST]).all(0)
+
+
+def sound(gaussians: Gaussians, block: int = BLOCK) -> tuple[Gaussians, int]:
+    """Those that can be drawn (see `drawable`), and how many were left out; the same ones if that is none."""
+    starts = range(0, len(gaussians), block)
+    masks = [drawable(gaussians.select(slice(start, start + block))) for start in starts]
+    broken = sum(int((~mask).sum()) for mask in masks)
+    return (gaussians.select(torch.cat(masks)), broken) if broken else (gaussians, 0)
+
+
 def merge(first: Gaussians, *others: Gaussians) -> Gaussians:
     """All of them in one set, on the device of the first; ValueError if their spherical harmonics differ in number."""
     bands = sorted({g.sh.shape[1] for g in (first, *others)})
@@ -66,6 +93,51 @@ def merge(first: Gaussians, *others: Gaussians) -> Gaussians:
 def colors_to_sh(colors: Tensor) -> Tensor:
     """Spherical harmonics (N, 1, 3) of plain colours (N, 3) in 0..1."""
     return ((colors - 0.5) / SH_DC)[:, None]
+
+
+# ------------------------------------------------------------------------------------------------- colours with directions
+
+def degree(gaussians: Gaussians) -> int:
+    """The degree of its spherical harmonics, 0 .. HIGHEST_DEGREE; ValueError if they fill none."""
+    count = gaussians.sh.shape[1]
+    found = isqrt(count) - 1
+    if (found + 1) ** 2 != count or not 0 <= found <= HIGHEST_DEGREE:
+        raise ValueError(f"{count} spherical harmonics are no degree up to {HIGHEST_DEGREE}; keep the first 1, 4, 9 or 16: "
+                         "`sh[:, :1]`")
+    return found
+
+
+def harmonics(directions: Tensor, degree: int) -> Tensor:
+    """Real spherical harmonics (..., (degree + 1)²) of unit directions (..., 3), in the order and with the signs of 3DGS.
+
+    Order m of degree l is Legendre's function of z times the real or imaginary part of (-x - iy)^m.
+    """
+    x, y, z = directions.unbind(-1)
+    values = [None] * (degree + 1) ** 2
+    diagonal, real, imaginary = torch.full_like(z, sqrt(0.25 / pi)), torch.ones_like(z), torch.zeros_like(z)
+    for m in range(degree + 1):
+        if m:
+            diagonal = diagonal * sqrt((2 * m + 1) / (2 * m))
+            real, imaginary = -(x * real - y * imaginary), -(x * imaginary + y * real)
+        before, legendre = torch.zeros_like(z), diagonal
+        for band in range(m, degree + 1):
+            middle = band * (band + 1)
+            values[middle + m] = legendre * real * (sqrt(2) if m else 1)
+            if m:
+                values[middle - m] = legendre * imaginary * sqrt(2)
+            up = sqrt((4 * (band + 1) ** 2 - 1) / ((band + 1) ** 2 - m * m))
+            down = sqrt((band * band - m * m) / abs(4 * band * band - 1))
+            before, legendre = legendre, up * (z * legendre - down * before)
+    return torch.stack(values, -1)
+
+
+def seen_colors(gaussians: Gaussians, center: Tensor) -> Tensor:
+    """(N, 3) colours, 0 or more, as they look from a point (3,), of all degrees there are."""
+    highest = degree(gaussians)
+    if not highest:
+        return gaussians.colors.clamp_min(0)
+    basis = harmonics(torch.nn.functional.normalize(gaussians.means - center, dim=1), highest)
+    return (0.5 + (basis[:, None] @ gaussians.sh)[:, 0]).clamp_min(0)
 
 
 # ---------------------------------------------------------------------------------------------------- from images and depth
@@ -176,10 +248,9 @@ def _slope(points: Tensor, depth: Tensor, facing: Tensor, dim: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- fewer of them
 
 def prune(gaussians: Gaussians, min_opacity: float = 0.0, max_scale: float = float("inf")) -> Gaussians:
-    """Without those more transparent than `min_opacity`, larger than `max_scale` (scene units) or not finite."""
-    flat = torch.cat([gaussians.means, gaussians.quats, gaussians.scales, gaussians.sh.flatten(1)], 1)
-    keep = (gaussians.opacities >= min_opacity) & (gaussians.scales.amax(1) <= max_scale) & torch.isfinite(flat).all(1)
-    return gaussians.select(keep)
+    """Without those more transparent than `min_opacity`, larger than `max_scale` (scene units) or broken."""
+    gaussians, _ = sound(gaussians)
+    return gaussians.select((gaussians.opacities >= min_opacity) & (gaussians.scales.amax(1) <= max_scale))
 
 
 def faintest(opacities: Tensor, share: float) -> float:
@@ -188,17 +259,19 @@ def faintest(opacities: Tensor, share: float) -> float:
 
 
 def without_outliers(gaussians: Gaussians, times: float) -> Gaussians:
-    """Without those more than `times` as far from the scene's middle as half of them are; the middle is their median."""
+    """Without those more than `times` as far from the scene's middle (the median) as half of them are, and broken ones."""
     if not times > 1:
         raise ValueError(f"{times} times the median distance would leave less than half of the gaussians; give above 1")
+    gaussians, _ = sound(gaussians)
     distances = (gaussians.means - gaussians.means.median(0).values).norm(dim=1)
     return gaussians.select(distances <= times * distances.median())
 
 
 def at_most(gaussians: Gaussians, count: int) -> Gaussians:
-    """`voxel_reduce` by the smallest voxels that leave `count` or fewer, to 2 %; unchanged if there are no more."""
+    """`voxel_reduce` by the smallest voxels that leave `count` or fewer, to 2 %; only without broken ones if that will do."""
     if count < 1:
         raise ValueError(f"at most {count} gaussians are none; give 1 or more")
+    gaussians, _ = sound(gaussians)
     if len(gaussians) <= count:
         return gaussians
     extent = max(float((gaussians.means.amax(0) - gaussians.means.amin(0)).max()), 1e-9)
@@ -211,9 +284,10 @@ def at_most(gaussians: Gaussians, count: int) -> Gaussians:
 
 
 def voxel_reduce(gaussians: Gaussians, voxel: float) -> Gaussians:
-    """One gaussian per cube of side `voxel` (scene units): opacity-weighted means, and the spread of all that were in it."""
+    """One gaussian per cube of side `voxel` (scene units): opacity-weighted means, and the spread of all sound ones in it."""
     if not voxel > 0:
         raise ValueError(f"a voxel of {voxel} scene units holds nothing; give a positive size")
+    gaussians, _ = sound(gaussians)
     index, counts = _voxels(gaussians.means, voxel)
     alone = (counts == 1)[index]
     crowded = gaussians.select(~alone)

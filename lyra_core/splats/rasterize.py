@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..cameras.camera import Cameras, quaternion_to_rotation, to_corner_origin
-from .gaussians import Gaussians
+from .gaussians import Gaussians, degree, seen_colors, sound
 
 BACKENDS = ("auto", "gsplat", "torch")
 
@@ -79,12 +79,14 @@ def render_frames(gaussians: Gaussians, cameras: Cameras, background: tuple[floa
                   near: float = NEAR, backend: str = "auto") -> Iterator[Rendering]:
     """Renderings of one frame each, so that the caller can report progress, stop, or store them away.
 
+    Colours are those that each gaussian has in the direction it is seen in; broken gaussians (see `drawable`) are left out.
     near: z-depth (scene units) up to which gaussians are left out.
     backend: "torch" anywhere; "gsplat" needs CUDA tensors; "auto" takes gsplat where it can.
     """
     if backend not in BACKENDS:
         raise ValueError(f"there is no rasteriser {backend!r}; choose one of {', '.join(BACKENDS)}")
     rasterization = None if backend == "torch" else _gsplat(gaussians.means.device, required=backend == "gsplat")
+    gaussians, _ = sound(gaussians)
     cameras = cameras.to(gaussians.means.device)
     shade = gaussians.means.new_tensor(background)
     for frame in range(len(cameras)):
@@ -118,9 +120,9 @@ def _gsplat(device: torch.device, required: bool):
 def _render_gsplat(rasterization, gaussians: Gaussians, camera: Cameras, near: float) -> tuple[Tensor, Tensor, Tensor]:
     """Colour (H, W, 3), alpha (H, W) and expected depth (H, W) of one camera."""
     pictures, alphas, _ = rasterization(
-        gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.colors.clamp_min(0),
+        gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.sh,
         camera.w2c, to_corner_origin(camera.K), camera.size[1], camera.size[0],
-        near_plane=near, eps2d=LOW_PASS, render_mode="RGB+ED")
+        sh_degree=degree(gaussians), near_plane=near, eps2d=LOW_PASS, render_mode="RGB+ED")
     return pictures[0, ..., :3], alphas[0, ..., 0], pictures[0, ..., 3]
 
 
@@ -158,10 +160,11 @@ def _project(gaussians: Gaussians, camera: Cameras, near: float) -> _Ellipses:
     limit = centers.new_tensor([width - 1, height - 1])
     touches = (extent > 0) & (centers + reach >= 0).all(1) & (centers - reach <= limit).all(1)
     # Cholesky factors of ½ Σ⁻¹: sums of squares keep their precision for long thin ellipses, the expanded form doesn't
-    determinant = a * c - b * b
-    factors = torch.stack([(0.5 * c / determinant).sqrt(), -b * (0.5 / (c * determinant)).sqrt(), (0.5 / c).sqrt()], 1)
+    # what is left of x once y is known; the low pass is in it, so that rounding and overflow of c can't take it away
+    narrow = (0.5 / (a - b * (b / c)).clamp_min(LOW_PASS)).sqrt()
+    factors = torch.stack([narrow, -(b / c) * narrow, (0.5 / c).sqrt()], 1)
     strokes = torch.cat([centers, factors, log_opacity[:, None],
-                         gaussians.colors.clamp_min(0), local[:, 2:], torch.ones_like(local[:, 2:])], 1)
+                         seen_colors(gaussians, camera.centers[0]), local[:, 2:], torch.ones_like(local[:, 2:])], 1)
     order = touches.nonzero()[:, 0]
     order = order[torch.argsort(local[order, 2], stable=True)]
     return _Ellipses(centers[order], reach[order], strokes[order])

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .gaussians import SH_DC, Gaussians, colors_to_sh
+from .gaussians import BROKEN, SH_DC, Gaussians, colors_to_sh, degree, sound
 
 BLOCK = 1 << 16  # gaussians; 4.5 MB of rows without higher harmonics, which fit a processor's cache
 LEAST_OPACITY = 1e-6  # a logit of 0 or 1 is infinite
@@ -36,8 +36,6 @@ POINT = np.dtype([("point", "<f4", 3), ("rgb", "u1", 3)])
 SPZ_MAGIC, SPZ_VERSION = 0x5053474E, 2
 SPZ_CONTRAST = SH_DC / 0.15  # the colours that a byte of an .spz can hold: 0.5 -+ 0.94
 FINEST = 12  # fractional bits of an .spz's 24-bit positions, as others write them: 0.24 thousandths of a scene unit
-
-BROKEN = "have NaN or infinite values or a rotation of length zero"
 
 _TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4"}
 _TYPES |= {"double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"}
@@ -57,8 +55,8 @@ def save_ply(gaussians: Gaussians, file: Path | str, *, block: int = BLOCK) -> N
     """Write a binary little-endian 3DGS PLY with normals of zero; `block`: how many gaussians are converted at a time.
 
     Opacities are kept LEAST_OPACITY away from 0 and 1 and scales at least LEAST_SCALE, so what is exactly 0 or 1 stays
-    finite in the file; rotations are written as they are. ValueError if a gaussian is NaN, infinite or has a rotation
-    of length zero; SplatFileError if the disk is full or the place can't be written. Then the file is what it was before.
+    finite in the file; rotations are written as they are. ValueError if a gaussian is broken (see
+    `drawable`); SplatFileError if the disk is full or the place can't be written. Then the file is what it was before.
     """
     check(gaussians)
     if block < 1:
@@ -314,36 +312,18 @@ def _unfilled(count: int, bands: int) -> Gaussians:
 
 def check(gaussians: Gaussians) -> None:
     """ValueError if the fields don't belong together or a gaussian can't be drawn."""
-    bands = gaussians.sh.shape[1] if gaussians.sh.ndim == 3 else 1
-    if math.isqrt(bands) ** 2 != bands or not bands:
-        raise ValueError(f"{bands} spherical harmonics are no whole degree; keep the first 1, 4, 9 or 16: `sh[:, :1]`")
+    bands = (degree(gaussians) + 1) ** 2 if gaussians.sh.ndim == 3 else 1
     for field, right in vars(_unfilled(0, bands)).items():
         shape, expected = tuple(getattr(gaussians, field).shape), (len(gaussians), *right.shape[1:])
         if shape != expected:
             raise ValueError(f"the {field} of {len(gaussians)} gaussians have shape {shape}, not {expected}")
-    if broken := _broken(gaussians):
-        raise ValueError(f"{broken} of {len(gaussians)} gaussians {BROKEN}; `prune` removes what is not finite")
-
-
-def _broken(gaussians: Gaussians) -> int:
-    """How many gaussians, as float32, have NaN or infinite values or a rotation of length zero."""
-    broken = 0
-    for start in range(0, len(gaussians), BLOCK):
-        part = [field.float() for field in vars(gaussians.select(slice(start, start + BLOCK))).values()]
-        lengths = torch.linalg.vector_norm(part[1], dim=1)
-        # a sum is finite only if its terms are, and far quicker than asking each of them
-        if lengths.min() > 0 and all(math.isfinite(field.sum()) for field in part):
-            continue
-        sound = lengths > 0
-        for field in part:
-            sound &= torch.isfinite(field).reshape(len(sound), -1).all(1)
-        broken += int((~sound).sum())
-    return broken
+    if broken := sound(gaussians, BLOCK)[1]:
+        raise ValueError(f"{broken} of {len(gaussians)} gaussians {BROKEN}; `sound` leaves them out")
 
 
 def _with_unit_rotations(file: Path, gaussians: Gaussians) -> Gaussians:
     """The gaussians just read, their rotations scaled in place; SplatFileError if any can't be drawn."""
-    if broken := _broken(gaussians):
+    if broken := sound(gaussians, BLOCK)[1]:
         raise SplatFileError(f"{file}: {broken} of {len(gaussians)} gaussians {BROKEN}; remove them where it was made")
     for quats in gaussians.quats.split(BLOCK):
         quats /= quats.norm(dim=1, keepdim=True)
