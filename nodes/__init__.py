@@ -10,14 +10,17 @@ from . import (
     checkpoint,
     depth,
     depth_estimator,
+    explorer,
     export,
     generation,
     mesh,
     optimize,
     reconstruct,
+    routes,
     sampling,
     splat,
     trajectory,
+    types,
     video,
     world,
 )
@@ -27,6 +30,7 @@ class LyraExtension(ComfyExtension):
     async def on_load(self) -> None:
         lyra2_host.register()
         da3_gaussians.register()
+        routes.register(types.running_server())
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -47,6 +51,7 @@ class LyraExtension(ComfyExtension):
             world.WorldFrames,
             video.WorldVideo,
             world.Consistency,
+            explorer.Explorer,
             sampling.Sigmas,
             sampling.UniPCSampler,
             sampling.Noise,

@@ -22,7 +22,7 @@ from ..lyra_core.world import world as worlds
 from ..lyra_core.world import world_files
 from . import types
 from .sampling import full_schedule_inputs, seed_input
-from .world import warn_of_a_gap
+from .world import state_message, warn_of_a_gap
 
 IN_THE_MODEL = "already in the model"
 
@@ -226,9 +226,11 @@ class AppendChunk(io.ComfyNode):
         kept = {"generator": "lyra 2", **json.loads(settings)}
         options = (depth_estimator, alignment, prompt, kept, types.progress())
         grown, report = generation.grow(world, plan, samples[0], vae, *options)
+        shown = ui.PreviewText(report).as_dict()
         if save_to.strip():
             world_files.save(grown, types.output_folder(save_to))
-        return io.NodeOutput(grown, report, ui=ui.PreviewText(report))
+            shown["lyra2_world"] = [state_message(grown, save_to)]
+        return io.NodeOutput(grown, report, ui=shown)
 
 
 # ------------------------------------------------------------------------------------------------- all chunks of a path
@@ -245,6 +247,7 @@ class Explore(io.ComfyNode):
             description="Walks a path chunk after chunk: retrieve, FramePack, sample, append. More chunks later run only the new "
             "ones, and after a restart too if the world is saved. Static scenes only.",
             enable_expand=True,
+            is_output_node=True,
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             inputs=[
                 types.World.Input("world", raw_link=True),
@@ -257,7 +260,9 @@ class Explore(io.ComfyNode):
                 io.ClipVision.Input("clip_vision", raw_link=True, tooltip="clip_vision_h."),
                 io.Vae.Input("vae", raw_link=True, tooltip="wan_2.1_vae."),
                 types.DepthEstimator.Input("depth_estimator", raw_link=True, tooltip="How far the new surfaces are."),
-                io.Int.Input("chunks", default=2, min=1, max=1000, tooltip="How many chunks of 80 frames to make."),
+                io.Int.Input(
+                    "chunks", default=2, min=0, max=1000, tooltip="How many chunks of 80 frames to make. 0: the world as it is."
+                ),
                 io.String.Input(
                     "prompt",
                     default="",
@@ -294,6 +299,8 @@ class Explore(io.ComfyNode):
 
     @classmethod
     def execute(cls, world, cameras, chunks, first_chunk, quality, save_to, **inputs) -> io.NodeOutput:
+        if not chunks or len(cameras) == 1:  # nothing is planned
+            return io.NodeOutput(world, expand={})
         _chunk_of(cameras, first_chunk + chunks - 1)  # say now what could not be walked later
         if save_to.strip():
             types.output_folder(save_to)

@@ -21,6 +21,13 @@ WITHOUT_STRENGTH = ("original", "spiral_center", "back", "back_simple", "dolly_z
 WITHOUT_DIRECTION = ("original", "spiral_center", "dolly_zoom")
 
 
+def strength_of(preset: str) -> tuple[float, str] | None:
+    """Default and unit of a preset's strength; None if it has none."""
+    if preset in WITHOUT_STRENGTH:
+        return None
+    return (0.5, "radians") if preset in RADIANS else (30.0, "degrees") if preset in DEGREES else (0.2, "depths")
+
+
 def _frames(default: int = 1 + CHUNK_FRAMES):
     return io.Int.Input(
         "frames",
@@ -292,14 +299,19 @@ class SaveTrajectory(io.ComfyNode):
             filename_prefix, folder_paths.get_output_directory()
         )
         file = Path(folder) / f"{name}_{counter:05}_{cls.FORMATS[format]}"
-        write = {
-            "npz": camera_files.save_npz,
-            "nerfstudio transforms.json": camera_files.save_transforms,
-            "colmap text": camera_files.save_colmap,
-            "camera path json": lambda path, c: camera_files.save_camera_path(path, camera_path.path_of(c)),
-        }[format]
-        write(file, cameras)
+        write_cameras(file, cameras, format)
         return io.NodeOutput(ui={"files": [{"filename": file.name, "subfolder": subfolder, "type": "output"}]})
+
+
+def write_cameras(file: Path, cameras, format: str) -> None:
+    """Cameras in one of SaveTrajectory's formats; a folder for COLMAP."""
+    write = {
+        "npz": camera_files.save_npz,
+        "nerfstudio transforms.json": camera_files.save_transforms,
+        "colmap text": camera_files.save_colmap,
+        "camera path json": lambda path, c: camera_files.save_camera_path(path, camera_path.path_of(c)),
+    }[format]
+    write(file, cameras)
 
 
 class EditTrajectory(io.ComfyNode):

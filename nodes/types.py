@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 
 CATEGORY = "Lyra 2"
+PICTURES_PER_SECOND = 4
 
 World = io.Custom("LYRA2_WORLD")  # lyra_core.world.world.World
 Cameras = io.Custom("LYRA2_CAMERAS")  # lyra_core.cameras.camera.Cameras
@@ -35,16 +39,35 @@ def colour(image: torch.Tensor) -> torch.Tensor:
 def progress(total: int = 1, size: int = 512) -> Callable[[int, int, torch.Tensor | None], None]:
     """A callback (done, total, uint8 picture or None) that moves the node's bar, shows the picture and obeys an interrupt.
 
-    Its total may be 0: then it is the one given here.
+    Its total may be 0: then it is the one given here. At most PICTURES_PER_SECOND are shown, and always the last: a slow
+    link or page would fall behind otherwise.
     """
-    bar, whole = ProgressBar(total), total
+    bar, whole, next_picture = ProgressBar(total), total, 0.0
 
     def on_step(done: int, total: int = 0, picture: torch.Tensor | None = None) -> None:
+        nonlocal next_picture
         throw_exception_if_processing_interrupted()
-        preview = None if picture is None else ("JPEG", Image.fromarray(picture.cpu().numpy()), size)
-        bar.update_absolute(done, total or whole, preview)
+        preview, total = None, total or whole
+        if picture is not None and (done >= total or time.monotonic() >= next_picture):
+            preview = ("JPEG", Image.fromarray(picture.cpu().numpy()), size)
+            next_picture = time.monotonic() + 1 / PICTURES_PER_SECOND
+        bar.update_absolute(done, total, preview)
 
     return on_step
+
+
+def running_server():
+    """The host's server; None where nodes run without one. Its module is not imported for this: it takes seconds."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def show(shown: dict) -> None:
+    """Tell the browser what a running node has to show before it is done; without a server or a page nobody hears it."""
+    node, server = get_executing_context(), running_server()
+    if node is None or server is None or server.client_id is None:
+        return
+    message = {"node": node.node_id, "display_node": node.node_id, "output": shown, "prompt_id": node.prompt_id}
+    server.send_sync("executed", message, server.client_id)
 
 
 def input_files(*suffixes: str) -> list[str]:

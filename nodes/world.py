@@ -141,6 +141,7 @@ class PreviewChunks(io.ComfyNode):
             display_name="Lyra 2 Preview Chunks",
             category=types.CATEGORY,
             search_aliases=["walk", "explore"],
+            is_output_node=True,
             description="Walks through the world by its geometry alone, without any weights: what was seen is looked up, what was not is "
             "continued softly and marked as invented. Any machine; a draft of what Lyra 2 will paint.",
             inputs=[
@@ -173,6 +174,8 @@ class PreviewChunks(io.ComfyNode):
 
     @classmethod
     def execute(cls, world, cameras, retrieve, chunk_frames, save_to, captions="") -> io.NodeOutput:
+        if len(cameras) == 1:  # nothing is planned
+            return io.NodeOutput(world)
         warn_of_a_gap(world, cameras)
         texts = camera_files.load_captions(captions) if captions.strip() not in ("", "{}") else {}
         grown = preview.explore(
@@ -185,8 +188,11 @@ class PreviewChunks(io.ComfyNode):
             ),
             folder=types.output_folder(save_to) if save_to.strip() else None,
             on_frame=types.progress(len(cameras) - 1),
+            on_chunk=lambda state: save_to.strip() and types.show({"lyra2_world": [state_message(state, save_to)]}),
         )
-        return io.NodeOutput(grown, ui=_saved(save_to) if save_to.strip() else None)
+        if not save_to.strip():
+            return io.NodeOutput(grown)
+        return io.NodeOutput(grown, ui={**_saved(save_to), "lyra2_world": [state_message(grown, save_to)]})
 
 
 class SaveWorld(io.ComfyNode):
@@ -210,6 +216,12 @@ class SaveWorld(io.ComfyNode):
         path = types.output_folder(folder)
         world_files.save(world, path)
         return io.NodeOutput(folder, ui=_saved(folder))
+
+
+def state_message(world, folder: str) -> dict:
+    """What the browser is told of a state that a folder holds; it fetches what is new in it."""
+    parent = world.keys[-2] if world.chunks else None
+    return {"folder": folder, "state": world.key, "parent": parent, "chunks": len(world.chunks), "frames": len(world)}
 
 
 def _saved(folder: str) -> dict:

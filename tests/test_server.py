@@ -58,6 +58,7 @@ NODES = {
     "Lyra2Explore",
     "Lyra2ExploreChunk",
     "Lyra2ExportWorld",
+    "Lyra2Explorer",
 }
 SMALL = ["ImageScale.width=96", "ImageScale.height=64"]
 

@@ -216,7 +216,8 @@ def caption_for_chunk(captions: dict[int, str], chunk_index: int, frames: int,
 def load_camera_path(source: str | Path) -> CameraPath:
     """A camera path as the reference's viewer saves it, from a JSON file or JSON text.
 
-    Times that are missing or don't increase are replaced by equal steps over the path's duration.
+    Times that are missing or don't increase are replaced by equal steps over the path's duration. Of a path planned in
+    the Explorer (object `lyra2`) only its `before` counts here.
     """
     record, name = _json_object(source), _name_of(source)
     keys = record.get("path")
@@ -226,12 +227,19 @@ def load_camera_path(source: str | Path) -> CameraPath:
     if order not in (0, 1, 2, 3):
         raise ValueError(f"{name}: spline_order must be 0, 1, 2 or 3; found {order!r}")
     path = CameraPath(tuple(_path_key(key, f"{name}: keyframe {i}") for i, key in enumerate(keys)), int(order),
-                      bool(record.get("loop", False)), bool(record.get("through_keys", False)))
+                      bool(record.get("loop", False)), bool(record.get("through_keys", False)), _before(record, name))
     stamps = [key.timestamp for key in path.keys]
     if stamps[0] >= 0 and all(a < b for a, b in pairwise(stamps)):
         return path
     seconds = float(_numbers(record.get("duration_seconds") or PATH_SECONDS, (), f"{name}: duration_seconds"))
     return spaced(path, seconds if seconds > 0 else PATH_SECONDS)
+
+
+def _before(record: dict, name: str) -> PathKey | None:
+    """Where a path that was planned in the Explorer came from (see `next_path`)."""
+    plan = record.get("lyra2")
+    before = plan.get("before") if isinstance(plan, dict) else None
+    return None if before is None else _path_key(before, f"{name}: lyra2.before")
 
 
 def _path_key(key: object, what: str) -> PathKey:
@@ -252,6 +260,11 @@ def _path_key(key: object, what: str) -> PathKey:
 
 def save_camera_path(path: str | Path, camera_path: CameraPath) -> None:
     """A camera path that the reference's viewer reads; it ignores `through_keys` and draws its own spline."""
+    write_text(path, json.dumps(camera_path_record(camera_path), indent=1))
+
+
+def camera_path_record(camera_path: CameraPath) -> dict:
+    """A camera path as the JSON object that is saved."""
     keys = []
     for key in camera_path.keys:
         w, x, y, z = rotation_to_quaternion(key.c2w[:, :3].double().cpu()).tolist()
@@ -259,9 +272,7 @@ def save_camera_path(path: str | Path, camera_path: CameraPath) -> None:
                      "up_dir": list(key.up)})
     record = {"loop": camera_path.loop, "time": 0.0, "duration_seconds": camera_path.duration,
               "spline_order": camera_path.spline_order, "path": keys}
-    if camera_path.through_keys:
-        record["through_keys"] = True
-    write_text(path, json.dumps(record, indent=1))
+    return {**record, "through_keys": True} if camera_path.through_keys else record
 
 
 # ------------------------------------------------------------------------------------------------- transforms.json

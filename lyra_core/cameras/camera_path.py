@@ -16,6 +16,8 @@ from .camera import (
     rotation_to_quaternion,
 )
 
+TREMBLE = 2e-3  # scene units in all: less travel than this comes of rounding, more so far from the origin
+
 
 @dataclass(frozen=True)
 class PathKey:
@@ -35,6 +37,7 @@ class CameraPath:
     spline_order: int = 3       # uniform B-spline: 0 jumps, 1 is straight, 2 and 3 round the corners off
     loop: bool = False
     through_keys: bool = False  # instead of the B-spline a curve through every key
+    before: PathKey | None = None   # from where an open curve through keys came: its direction bends the first tangent
 
     def __post_init__(self):
         if not self.keys or self.spline_order not in (0, 1, 2, 3):
@@ -72,12 +75,18 @@ def evaluate(path: CameraPath, t: Tensor) -> tuple[Tensor, Tensor]:
 
     Key i has its turn at t = timestamp[i-1] / timestamp[n-2], the first at 0; a loop is back there at 1.
     """
+    c2w, fov = _evaluate(path, t)
+    return c2w.float(), fov.float()
+
+
+def _evaluate(path: CameraPath, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The same in double precision, for sums over many small steps."""
     segment, u = _segments(path, t)
     curve = _through_keys if path.through_keys else _b_spline
     q, values = curve(path, segment, u)
     c2w = torch.eye(4, dtype=torch.float64).repeat(len(t), 1, 1)
     c2w[:, :3, :3], c2w[:, :3, 3] = quaternion_to_rotation(q), values[:, :3]
-    return c2w.float(), values[:, 3].float()
+    return c2w, values[:, 3]
 
 
 def _segments(path: CameraPath, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,14 +140,29 @@ def _b_spline_weights(order: int, u: Tensor) -> tuple[int, tuple[Tensor, ...]]:
 def _through_keys(path: CameraPath, segment: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Quaternions (T, 4) and x, y, z, fov (T, 4) on a curve through every key: squad, and Catmull-Rom."""
     (q0, p0), (q1, p1), (q2, p2), (q3, p3) = (_keys_at(path, segment + offset) for offset in (-1, 0, 1, 2))
-    if not path.loop:       # beyond the ends the path goes on as it came
+    if not path.loop:       # beyond the ends the path goes on as it came, unless it is known how it did
         begins, ends = (segment == 0)[:, None], (segment >= len(path.keys) - 2)[:, None]
-        p0, p3 = torch.where(begins, 2 * p1 - p2, p0), torch.where(ends, 2 * p2 - p1, p3)
-        q0 = torch.where(begins, _product(q1, _product(_inverse(q2), q1)), q0)
+        came_q, came_p = _product(q1, _product(_inverse(q2), q1)), 2 * p1 - p2
+        if path.before is not None:
+            came_q, came_p = _came_from(path.before, q1, p1, q2, p2)
+        q0, p0 = torch.where(begins, came_q, q0), torch.where(begins, came_p, p0)
+        p3 = torch.where(ends, 2 * p2 - p1, p3)
         q3 = torch.where(ends, _product(q2, _product(_inverse(q1), q2)), q3)
     u = u[:, None]
     inner = slerp(_lean(q0, q1, q2), _lean(q1, q2, q3), u)
     return slerp(slerp(q1, q2, u), inner, 2 * u * (1 - u)), _catmull_rom(p0, p1, p2, p3, u)
+
+
+def _came_from(before: PathKey, q1: Tensor, p1: Tensor, q2: Tensor, p2: Tensor) -> tuple[Tensor, Tensor]:
+    """Quaternions (T, 4) and x, y, z, fov (T, 4) of a key in the direction of `before`, as far from 1 as 2 is.
+
+    Only the direction counts: a step of a few frames beside a first leg of many, or of none, would make it swing.
+    """
+    q0, p0 = _keys_at(CameraPath((before,)), torch.zeros(len(q1), dtype=torch.long))
+    back = normalize(p0[:, :3] - p1[:, :3], dim=-1) * (p2 - p1)[:, :3].norm(dim=-1, keepdim=True)
+    half_turn = normalize(_log(_product(_inverse(q1), q0)), dim=-1) * _log(_product(_inverse(q1), q2)).norm(
+        dim=-1, keepdim=True)
+    return _product(q1, _exp(half_turn)), torch.cat([p1[:, :3] + back, p0[:, 3:]], 1)
 
 
 def _catmull_rom(p0: Tensor, p1: Tensor, p2: Tensor, p3: Tensor, u: Tensor) -> Tensor:
@@ -209,7 +233,7 @@ def resample(path: CameraPath, frames: int, by: str = "uniform motion", scale: f
     if by == "time":
         return even
     dense = torch.linspace(0, 1, 10 * frames, dtype=torch.float64)
-    c2w, _ = evaluate(path, dense)
+    c2w, _ = _evaluate(path, dense)
     moments = even_index(motion(c2w, by, scale), frames) / (10 * frames - 1)
     return torch.cat([even[:1], moments[1:-1], even[-1:]])
 
@@ -239,8 +263,9 @@ def motion(c2w: Tensor, by: str, scale: float | None) -> Tensor:
         return travel
     q = rotation_to_quaternion(c2w[:, :3, :3].double())
     turn = 2 * _log(_product(_inverse(q[:-1]), q[1:])).norm(dim=1)
-    if scale is None:       # float32 rotations tremble; below 3 degrees in all it is no turn to be weighed
-        scale = float(travel.sum() / turn.sum().clamp(min=0.05))
+    if scale is None:       # poses tremble by rounding; below 3 degrees, or a few thousandths, it is nothing to be weighed
+        least = TREMBLE * (1 + float(c2w[:, :3, 3].abs().max()))
+        scale = max(float(travel.sum()), least) / max(float(turn.sum()), 0.05)
     return turn + (travel / scale if scale > 0 else 0)
 
 

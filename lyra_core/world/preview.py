@@ -74,12 +74,14 @@ def explore(
     prompts: Callable[[int], str] = lambda chunk: "",
     folder: Path | None = None,
     on_frame: Callable[[int, int, Tensor | None], None] = lambda done, total, image: None,
+    on_chunk: Callable[[World], None] = lambda world: None,
 ) -> World:
     """The world grown along a trajectory whose first camera is where it stands.
 
     `count` past frames at most help with each chunk (0: only the newest). `prompts(chunk)` is kept with each chunk. With a
     `folder` the world is saved there after every chunk, and chunks that were already made there in the same way are taken
-    from it instead of made again, so an interrupted exploration goes on where it was.
+    from it instead of made again, so an interrupted exploration goes on where it was. `on_chunk` is given the world after
+    every chunk.
     """
     target, _ = continuation(world, trajectory)
     for index, cameras in enumerate(in_chunks(target, chunk_frames)):
@@ -97,6 +99,7 @@ def explore(
             )
         if folder is not None:
             world_files.save(grown, folder)
+        on_chunk(grown)
         world = grown
     return world
 

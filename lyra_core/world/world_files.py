@@ -135,6 +135,22 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     return {e.key: e for e in _read(Path(folder))[1]}
 
 
+def latest(folder: Path) -> tuple[str, tuple[int, int]]:
+    """Key of the latest state of a saved world, and (height, width) of its frames."""
+    manifest, _ = _read(Path(folder))
+    return manifest["latest"], tuple(manifest["size"])
+
+
+def frames_of(folder: Path, entry: Entry) -> int:
+    """How many frames a saved chunk has, without reading them."""
+    file = Path(folder) / entry.file
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return tensors.get_slice("frames").get_shape()[0]
+    except (SafetensorError, OSError) as problem:
+        raise WorldFileError(f"{file} is damaged or missing ({problem}); restore it") from None
+
+
 def _read(folder: Path) -> tuple[dict, list[Entry]]:
     file = folder / MANIFEST
     if not file.is_file():
