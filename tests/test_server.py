@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -60,6 +64,7 @@ NODES = {
     "Lyra2ExportWorld",
     "Lyra2Explorer",
 }
+CASES = Path(__file__).parent / "cases"
 SMALL = ["ImageScale.width=96", "ImageScale.height=64"]
 
 
@@ -205,42 +210,189 @@ def test_the_custom_workflow_runs_from_the_command_line(project, folder):
     )
 
 
-def test_the_zoom_workflow_runs_from_the_command_line(project, folder):
-    done = run_command(
-        project,
-        folder,
-        "zoom.json",
-        *SMALL,
-        f"LoadImage.image=@{picture(folder / 'grey.png', mode='L')}",
-        "Path in.frames=9",
-        "Path out.frames=17",
-        "Walk in.chunk_frames=8",
-        "Walk out.chunk_frames=8",
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert frames_of(next((folder / "command" / "lyra2").glob("zoom_0*.mp4"))) == 17 + 9 - 1, (
-        "the photo must appear once"
-    )
+@pytest.fixture
+def command(launcher, server, folder, project, monkeypatch, capsys):
+    """The command line in this process, on the running server; returns the exit status and what was said."""
+    monkeypatch.setattr(launcher, "inside_environment", lambda: True)
+    monkeypatch.setattr(launcher, "home", lambda: folder)
+    monkeypatch.setattr(launcher, "Server", lambda base, output: contextlib.nullcontext(server))
+    monkeypatch.chdir(folder)
+
+    def run(name: str, *arguments: str) -> SimpleNamespace:
+        code = launcher.main([name, *arguments])
+        said = capsys.readouterr()
+        return SimpleNamespace(code=code, out=said.out, err=said.err)
+
+    return run
 
 
-def test_a_failing_node_ends_the_command_with_its_message(project, folder):
-    done = run_command(
-        project,
-        folder,
-        "custom_trajectory.json",
-        f"LoadImage.image=@{picture(folder / 'photo.png')}",
-        f"Lyra2LoadTrajectory.file=@{trajectory(folder / 'short.npz', 5)}",
+def sets(*settings: str) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def test_the_zoom_workflow_runs_from_the_command_line(command, project, server, folder):
+    done = command(
+        "run",
+        str(project / "workflows" / "zoom.json"),
+        *sets(
+            *SMALL,
+            f"LoadImage.image=@{picture(folder / 'grey.png', mode='L')}",
+            "Path in.frames=9",
+            "Path out.frames=17",
+            "Walk in.chunk_frames=8",
+            "Walk out.chunk_frames=8",
+        ),
     )
-    assert done.returncode == 1 and "Lyra2LoadTrajectory" in done.stderr and "5" in done.stderr and "161" in done.stderr
-    done = run_command(project, folder, "custom_trajectory.json", "LoadImage.picture=x")
-    assert done.returncode == 1 and "no input 'picture'" in done.stderr
+    assert done.code == 0, done.err + done.out
+    assert frames_of(next((server.output / "lyra2").glob("zoom_0*.mp4"))) == 17 + 9 - 1, "the photo must appear once"
+
+
+def test_a_failing_node_ends_the_command_with_its_message(command, project, folder):
+    workflow = str(project / "workflows" / "custom_trajectory.json")
+    short = f"Lyra2LoadTrajectory.file=@{trajectory(folder / 'short.npz', 5)}"
+    done = command("run", workflow, *sets(f"LoadImage.image=@{picture(folder / 'photo.png')}", short))
+    assert done.code == 1 and "Lyra2LoadTrajectory" in done.err and "5" in done.err and "161" in done.err
+    assert done.err.count("\n") == 1
+    done = command("run", workflow, *sets("LoadImage.picture=x"))
+    assert done.code == 1 and "no input 'picture'" in done.err
+
+
+def bad_value(**changes) -> dict:
+    """The case's workflow with a good stride, and other inputs of its nodes by id; None takes an input away."""
+    prompt = json.loads((CASES / "workflow-with-one-bad-value" / "workflow.json").read_text())
+    prompt["5"]["inputs"]["stride"] = 1
+    for key, inputs in changes.items():
+        prompt[key]["inputs"] = {k: v for k, v in {**prompt[key]["inputs"], **inputs}.items() if v is not None}
+    return prompt
+
+
+def test_one_bad_value_ends_the_command_and_takes_the_rest_from_the_queue(command, server):
+    case = CASES / "workflow-with-one-bad-value"
+    done = command("run", str(case / "workflow.json"), *sets(f"LoadImage.image=@{case / 'photo.png'}"))
+    assert done.code == 1 and done.err.count("\n") == 1
+    assert "Lyra2WorldGaussians: Value 99 bigger than max of 16: stride" in done.err
+    deadline = time.monotonic() + 20  # an interrupt waits for the node that runs
+    while any(server.get("/queue").values()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert server.get("/queue") == {"queue_running": [], "queue_pending": []}
+    assert server.get("/history?max_items=1").popitem()[1]["status"]["status_str"] == "error", "it was interrupted"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"5": {"stride": 0}}, "node 5, Lyra2WorldGaussians: Value 0 smaller than min of 1: stride"),
+        ({"5": {"stride": "many"}}, "node 5, Lyra2WorldGaussians: .* a INT value: stride, many"),
+        ({"5": {"stride": 2.5}}, "node 5, Lyra2WorldGaussians: input 'stride' is 2.5, which is no whole number"),
+        ({"5": {"invented": "no"}}, "node 5, Lyra2WorldGaussians: input 'invented' is 'no', which is neither"),
+        ({"5": {"strid": 3}}, "node 5, Lyra2WorldGaussians: has no input 'strid'"),
+        ({"5": {"stride": None}}, "node 5, Lyra2WorldGaussians: Required input is missing: stride"),
+        ({"6": {"format": "obj"}}, "node 6, SplatToFile3D: Value not in list: format: 'obj' not in"),
+        ({"6": {"splat": ["3", 0]}}, "node 6, SplatToFile3D: Return type mismatch .*: splat, received_type.LYRA2_WORLD"),
+        ({"6": {"splat": ["99", 0]}}, "node 6, SplatToFile3D: input 'splat' is linked to node 99"),
+        ({"6": {"splat": ["6", 0]}}, "node 6, SplatToFile3D"),
+        ({"2": {"source": "sphere"}}, "node 2, Lyra2Depth: .*sphere"),
+        ({"2": {"source.distance": -1.0}}, "node 2, Lyra2Depth: Value -1.0 smaller than min"),
+        ({"1": {"image": "lost.png"}}, "node 1, LoadImage: .*image - Invalid image file: lost.png"),
+    ],
+)
+def test_any_bad_value_is_named_in_one_line(command, server, changes, words, tmp_path):
+    picture(server.base / "input" / "photo.png")
+    (tmp_path / "workflow.json").write_text(json.dumps(bad_value(**changes)))
+    done = command("run", str(tmp_path / "workflow.json"))
+    assert done.code == 1 and done.err.count("\n") == 1 and re.search(words, done.err), done.err
+
+
+def test_the_same_workflow_without_a_bad_value_runs(command, server, tmp_path):
+    picture(server.base / "input" / "photo.png", (96, 64))
+    (tmp_path / "workflow.json").write_text(json.dumps({"prompt": bad_value(), "client_id": "somebody"}))
+    done = command("run", str(tmp_path / "workflow.json"))
+    assert done.code == 0, done.err
+    assert (server.output / "worlds" / "one_bad_value" / "world.json").exists() and "one_bad_value_00001" in done.out
+    again = command("run", str(tmp_path / "workflow.json"))
+    assert again.code == 0, "what the host has kept counts as run"
+
+
+@pytest.mark.parametrize("setting", ["Lyra2PreviewChunks.retrieve=20", "SaveVideo.format=mov"])
+def test_a_setting_that_a_shipped_workflow_cannot_have_is_named(command, project, folder, setting):
+    path = f"Lyra2LoadTrajectory.file=@{trajectory(folder / 'path.npz', 161)}"
+    given = [f"LoadImage.image=@{picture(folder / 'photo.png')}", path, setting]
+    done = command("run", str(project / "workflows" / "custom_trajectory.json"), *sets(*given))
+    kind, name, value = re.split("[.=]", setting)
+    assert done.code == 1 and done.err.count("\n") == 1
+    assert kind in done.err and name in done.err and value in done.err
+
+
+def muted(project, tmp_path: Path, *kinds: str) -> str:
+    """The custom workflow's file with nodes of some types muted, or all of them."""
+    workflow = json.loads((project / "workflows" / "custom_trajectory.json").read_text(encoding="utf-8"))
+    for node in workflow["nodes"]:
+        node["mode"] = 2 if node["type"] in kinds or not kinds else 0
+    (tmp_path / "muted.json").write_text(json.dumps(workflow))
+    return str(tmp_path / "muted.json")
+
+
+def test_what_hangs_on_a_muted_node_ends_the_command(command, project, tmp_path, folder):
+    given = sets(*SMALL, f"LoadImage.image=@{picture(folder / 'photo.png')}")
+    path = sets(f"Lyra2LoadTrajectory.file=@{trajectory(folder / 'path.npz', 161)}")
+    done = command("run", muted(project, tmp_path, "Lyra2WorldGaussians"), *given, *path)
+    assert done.code == 1 and done.err.count("\n") == 1
+    assert re.search("SplatToFile3D: Required input is missing: splat .nothing is linked to it, or what was is muted", done.err)
+    done = command("run", muted(project, tmp_path, "Lyra2LoadTrajectory"), *given, *path)
+    assert done.code == 1 and "no node is called 'Lyra2LoadTrajectory', or it is muted in the file" in done.err
+    done = command("run", muted(project, tmp_path))
+    assert done.code == 1 and "nothing in this workflow saves or shows anything" in done.err
+
+
+def test_a_muted_output_is_left_out_and_that_is_said(launcher, project, server, tmp_path):
+    workflow = json.loads(Path(muted(project, tmp_path, "SaveGLB")).read_text())
+    object_info = server.get("/object_info")
+    (left,) = launcher.prompts.muted_outputs(workflow, object_info)
+    assert left.endswith("SaveGLB") and "SaveGLB" not in str(launcher.to_api_format(workflow, object_info))
+
+
+def test_an_output_that_did_not_run_is_an_error(launcher, server, monkeypatch):
+    """The host itself can be told to run a part of a workflow only."""
+    prompt = {"1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 0}}}
+    prompt |= {key: {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}} for key in ("2", "3")}
+
+    def queue(server, prompt: dict, client_id: str) -> str:
+        asked = {"prompt": prompt, "client_id": client_id, "partial_execution_targets": ["2"]}
+        return server.post("/prompt", asked)["prompt_id"]
+
+    monkeypatch.setattr(launcher, "queue", queue)
+    with pytest.raises(launcher.WorkflowError, match="did not run, though it should save or show something: node 3, PreviewImage"):
+        launcher.run_prompt(server, prompt)
+
+
+def test_a_workflow_in_a_picture_that_the_host_saved_runs_again(command, launcher, server):
+    empty = {"width": 24, "height": 16, "batch_size": 1, "color": 255}
+    prompt = {"1": {"class_type": "EmptyImage", "inputs": empty}}
+    prompt["2"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "with_workflow"}}
+    launcher.run_prompt(server, prompt)
+    done = command("run", str(server.output / "with_workflow_00001_.png"), *sets("SaveImage.filename_prefix=out_of_it"))
+    assert done.code == 0, done.err
+    assert Image.open(server.output / "out_of_it_00001_.png").size == (24, 16)
+
+
+def test_a_disc_in_an_upright_photo_stays_round(command, launcher, server, monkeypatch):
+    monkeypatch.setattr(launcher, "UPRIGHT", (144, 256))
+    done = command("demo", str(CASES / "portrait-photo" / "portrait.jpg"), "--frames", "81")
+    assert done.code == 0, done.err
+    assert "an upright world of 144x256" in done.out and "nothing is stretched" in done.out
+    with av.open(str(next((server.output / "lyra2").glob("portrait*.mp4")))) as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+    assert frame.shape[:2] == (256, 144)
+    y, x = np.nonzero((frame[..., 0] > 150) & (frame[..., 1:] < 100).all(-1))
+    width, height = x.max() - x.min() + 1, y.max() - y.min() + 1
+    assert 78 <= width <= 82 and width / height == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         (["ImageScale.width=95"], "multiples of 16"),
-        (["ImageScale.width=112"], "resize"),
+        (["ImageScale.width=112"], "another shape"),
         (["Lyra2PreviewChunks.chunk_frames=7"], "does not fill whole chunks"),
         (["Lyra2PreviewChunks.save_to=../outside"], "no path inside"),
         (["Lyra2LoadTrajectory.captions=@{captions}"], "is not a frame number"),

