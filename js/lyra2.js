@@ -1,0 +1,108 @@
+/** Lyra 2's part of ComfyUI's page: a view in every Lyra 2 Explorer, loaded when one is first seen. */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+
+const VERSION = "0";        // of all files in js/: a test says what it should be
+const NODE = "Lyra2Explorer";
+const HEIGHT = () => 420;
+const SIZE = [560, 640];
+
+/** What runs for each node on the page. The host keeps removed nodes alive, so nothing hangs on the nodes themselves. */
+const opened = new Map();
+/** Of nodes that were just removed, by execution id: the host's undo makes the same node again at once. */
+const handed = new Map();
+
+const load = () => import(`./explorer.mjs?v=${VERSION}`);
+
+function widgetOf(node, name) {
+    return node.widgets?.find((widget) => widget.name === name);
+}
+
+/** The text stays the node's value; the view is what one sees of it, in both frontends. */
+function hideText(node) {
+    const widget = widgetOf(node, "path");
+    if (!widget) return;
+    widget.hidden = true;
+    widget.options = { ...widget.options, hidden: true };
+    if (widget.element) widget.element.style.display = "none";
+}
+
+/** Only an element: this also runs for nodes that are never added to a graph and never removed. */
+function addView(node) {
+    const root = document.createElement("div");
+    root.className = "lyra2-root";
+    // last, so that widgets without a saved value do not shift the values of others
+    const widget = node.addDOMWidget("explorer", "LYRA2_EXPLORER", root, { serialize: false, hideOnZoom: false, getMinHeight: HEIGHT });
+    widget.serialize = false;
+    if (node.size[0] < SIZE[0] || node.size[1] < SIZE[1]) node.setSize?.([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
+}
+
+function follow(node) {
+    const { onAdded, onRemoved, onConfigure } = node;
+    node.onAdded = function (...given) {
+        onAdded?.apply(this, given);
+        start(this);
+    };
+    node.onRemoved = function (...given) {
+        stop(this);
+        onRemoved?.apply(this, given);
+    };
+    node.onConfigure = function (...given) {
+        onConfigure?.apply(this, given);
+        opened.get(this)?.explorer?.appeared();
+    };
+}
+
+/** Waits until the view is seen, or goes on at once where another took over. */
+function start(node) {
+    if (opened.has(node)) return;
+    const root = widgetOf(node, "explorer").element, entry = { explorer: null, id: null };
+    opened.set(node, entry);
+    const seen = new IntersectionObserver((entries) => {
+        if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
+        seen.disconnect();
+        show(node, root, entry);
+    });
+    entry.stop = () => seen.disconnect();
+    seen.observe(root);
+}
+
+async function show(node, root, entry) {
+    try {
+        const { open, executionId } = await load();
+        if (opened.get(node) !== entry) return;
+        entry.id = executionId(app, node);
+        entry.explorer = await open({ app, api, node, root, handed: handed.get(entry.id) });
+        handed.delete(entry.id);
+        if (opened.get(node) !== entry) entry.explorer.close();
+    } catch (error) {
+        console.error(error);
+        root.textContent = `Lyra 2: ${error.message}`;
+        const widget = widgetOf(node, "path");
+        if (widget?.element) widget.element.style.display = "";
+        if (widget) widget.hidden = widget.options.hidden = false;
+    }
+}
+
+function stop(node) {
+    const entry = opened.get(node);
+    if (!entry) return;
+    opened.delete(node);
+    entry.stop();
+    if (!entry.explorer) return;
+    handed.set(entry.id, entry.explorer.close());
+    entry.explorer = null;
+    // made again within a moment, or gone for good
+    setTimeout(() => handed.delete(entry.id), 1500);
+}
+
+app.registerExtension({
+    name: "Lyra2.Explorer",
+    nodeCreated(node) {
+        if (node.comfyClass !== NODE) return;
+        hideText(node);
+        addView(node);
+        follow(node);
+    },
+});
