@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 from comfy_api.latest import io
 
@@ -66,8 +67,9 @@ class Explorer(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder, path, **_) -> bool:
-        return _is_there(folder, next_path.read(path))
+    def fingerprint_inputs(cls, folder, path, **_) -> int:
+        # a folder that vanished is begun again, whatever the host remembers of the last run
+        return 0 if _is_there(folder, next_path.read(path)) else time.time_ns()
 
     @classmethod
     def check_lazy_status(cls, folder, path, **connected) -> list[str]:

@@ -29,8 +29,10 @@ round(W / (4 stride)); at 832x480 that is 30x52 for stride 4 (settled: levels 0 
 0 and 1). The stride of level 0 is 8 f with f = 2 ** max(0, round(log2(W / 416))), so level 2 has 2 f and level 1 has 4 f.
 
 What the node tells the page, beside `lyra2_world`: `lyra2_path`: [text], the cameras that are connected to it as a path to
-edit, while nothing is planned; as from /lyra2/preset, it begins at the state's camera and has `lyra2.from`, `frames` and
-`before`. `before` is absent or null where there is none. During a run `Lyra2PreviewChunks` sends `executed` after every
+edit, while nothing is planned, to take the place of `path` if the person likes it. As that of /lyra2/preset it begins at
+the state's camera and has `lyra2.from`, `frames` and `before` (absent or null where there is none). Of `before` only the
+direction bends the first tangent (`camera_path._came_from`), and "uniform motion" weighs no trembling
+(`camera_path.TREMBLE`): the page's maths does the same. During a run `Lyra2PreviewChunks` sends `executed` after every
 chunk with `{"lyra2_world": [...]}` alone.
 """
 
