@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..lyra_core import files
 from ..lyra_core.memory import depth as depths
-from ..lyra_core.memory import depth_files
+from ..lyra_core.memory import depth_files, layout
 from . import types
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,21 @@ def _fov():
     )
 
 
+def _camera_height():
+    return io.Float.Input(
+        "camera_height",
+        default=1.6,
+        min=0.01,
+        max=1000.0,
+        step=0.1,
+        tooltip="Height of the camera above the ground, in scene units. Higher: the ground is farther away.",
+    )
+
+
 def _distance(what: str):
     return io.Float.Input(
         "distance",
-        default=6.0,
+        default=layout.USUAL_DISTANCE,
         min=0.01,
         max=10000.0,
         step=0.1,
@@ -48,17 +59,18 @@ class Depth(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         layouts = [
+            io.DynamicCombo.Option("auto", [_camera_height(), _fov()]),
             io.DynamicCombo.Option(
                 "room box",
                 [
-                    _fraction("vanishing_x", 0.5, "Where the room's long edges meet, from the left."),
+                    _fraction("vanishing_x", layout.USUAL_POINT[0], "Where the room's long edges meet, from the left."),
                     _fraction(
-                        "vanishing_y", 0.5, "Where the room's long edges meet, from the top; usually the horizon."
+                        "vanishing_y", layout.USUAL_POINT[1], "Where the room's long edges meet, from the top; usually the horizon."
                     ),
-                    _fraction("wall_left", 0.25, "Left edge of the back wall.", -1.0),
-                    _fraction("wall_top", 0.25, "Top edge of the back wall (the ceiling's far end).", -1.0),
-                    _fraction("wall_right", 0.75, "Right edge of the back wall.", 0.0, 2.0),
-                    _fraction("wall_bottom", 0.75, "Bottom edge of the back wall (the floor's far end).", 0.0, 2.0),
+                    _fraction("wall_left", layout.USUAL_WALL[0], "Left edge of the back wall.", -1.0),
+                    _fraction("wall_top", layout.USUAL_WALL[1], "Top edge of the back wall (the ceiling's far end).", -1.0),
+                    _fraction("wall_right", layout.USUAL_WALL[2], "Right edge of the back wall.", 0.0, 2.0),
+                    _fraction("wall_bottom", layout.USUAL_WALL[3], "Bottom edge of the back wall (the floor's far end).", 0.0, 2.0),
                     _distance("the back wall"),
                     _fov(),
                 ],
@@ -67,14 +79,7 @@ class Depth(io.ComfyNode):
                 "ground",
                 [
                     _fraction("horizon", 0.5, "Height of the horizon, from the top.", -0.5, 1.5),
-                    io.Float.Input(
-                        "camera_height",
-                        default=1.6,
-                        min=0.01,
-                        max=1000.0,
-                        step=0.1,
-                        tooltip="Height of the camera above the ground, in scene units. Higher: the ground is farther away.",
-                    ),
+                    _camera_height(),
                     _distance("the backdrop"),
                     _fov(),
                 ],
@@ -141,8 +146,8 @@ class Depth(io.ComfyNode):
             node_id="Lyra2Depth",
             display_name="Lyra 2 Depth",
             category=types.CATEGORY,
-            description="How far the surfaces in a photo are. The layouts need no weights at all: a room, a ground with a backdrop, "
-            "or a wall, fitted by eye.",
+            description="How far the surfaces in a photo are. The layouts need no weights at all: auto finds where the photo's "
+            "lines meet; a room, a ground with a backdrop, or a wall are fitted by eye.",
             inputs=[
                 io.Image.Input("image", tooltip="The photo, at the size of the world: both sides multiples of 16."),
                 io.DynamicCombo.Input("source", options=layouts, tooltip="Where the depth comes from."),
@@ -164,7 +169,7 @@ class Depth(io.ComfyNode):
         size = tuple(image.shape[1:3])
         _refuse_other_count(source, len(image))
         K = depths.lens(cameras, size) if cameras is not None else None
-        maps = tuple(_depth_of(source, index, size, K) for index in range(len(image)))
+        maps = tuple(_depth_of(source, index, photo, K) for index, photo in enumerate(types.colour(image)))
         return _output(maps, [_said(source, index, found) for index, found in enumerate(maps)])
 
 
@@ -187,9 +192,9 @@ def _said(source: dict, index: int, found: depths.DepthMap) -> str:
     return "\n".join([found.source, *(f"  doubtful: {doubt}" for doubt in doubts)])
 
 
-def _depth_of(source: dict, index: int, size: tuple[int, int], K: torch.Tensor | None) -> depths.DepthMap:
-    """Depth of the photo `size`, whose lens is K (3, 3) if that is known."""
-    kind = source["source"]
+def _depth_of(source: dict, index: int, photo: torch.Tensor, K: torch.Tensor | None) -> depths.DepthMap:
+    """Depth of a photo (H, W, 3), whose lens is K (3, 3) if that is known."""
+    kind, size = source["source"], tuple(photo.shape[:2])
     if kind == "MoGe":
         return depths.from_moge(source["moge_geometry"], index, size, K)
     if kind == "Depth Anything 3":
@@ -202,6 +207,8 @@ def _depth_of(source: dict, index: int, size: tuple[int, int], K: torch.Tensor |
     if kind == "depth picture":
         picture = depths.onto(source["picture"][index], size)
         return depths.from_picture(picture, K, source["kind"], source["near"], source["far"])
+    if kind == "auto":
+        return layout.automatic(photo, K, source["camera_height"])
     if kind == "plane":
         return depths.plane(size, K, source["distance"])
     if kind == "ground":

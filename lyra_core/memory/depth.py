@@ -143,7 +143,7 @@ def ground(size: tuple[int, int], K: Tensor, horizon: float, camera_height: floa
     scene units.
     """
     seen = rays(size, K)
-    _, level = _axes_through(K, (K[0, 2].item(), horizon * (size[0] - 1)))
+    _, level = axes_through(K, (K[0, 2].item(), horizon * (size[0] - 1)))
     down, ahead = seen @ level[1], seen @ level[2]
     scale = torch.where(down > 0, camera_height / down.clamp_min(1e-9), float("inf"))
     scale = torch.minimum(scale, distance / ahead.clamp_min(1e-3))
@@ -169,23 +169,33 @@ def room_box(
             f"{right:g} and y {top:g} to {bottom:g}"
         )
     height, width = size
-    _, axes = _axes_through(K, (vx * (width - 1), vy * (height - 1)))
+    _, axes = axes_through(K, (vx * (width - 1), vy * (height - 1)))
     inverse = torch.linalg.inv(K)
 
-    def offset(x: float, y: float, axis: int) -> Tensor:
+    def offset(x: float, y: float, axis: int) -> float:
         ray = axes @ (inverse @ torch.tensor([x * (width - 1), y * (height - 1), 1.0]))
-        return distance * ray[axis] / ray[2]
+        return float(distance * ray[axis] / ray[2])
 
+    planes = (offset(left, vy, 0), offset(right, vy, 0), offset(vx, top, 1), offset(vx, bottom, 1))
+    return box(size, K, axes, planes, distance, f"room box, back wall at {distance:g}")
+
+
+def box(
+    size: tuple[int, int], K: Tensor, axes: Tensor, planes: tuple[float, float, float, float], distance: float, source: str
+) -> DepthMap:
+    """The inside of a box along `axes` (3, 3; rows right, down, ahead), which ends `distance` ahead.
+
+    planes: where the left wall, right wall, ceiling and floor are, scene units right and down; infinite where it is open.
+    """
     x, y, z = (rays(size, K) @ axes.T).unbind(-1)
     walls = [distance / z.clamp_min(1e-6)]
-    for axis, component, (low, high) in ((0, x, ((left, vy), (right, vy))), (1, y, ((vx, top), (vx, bottom)))):
-        reach = torch.where(component > 0, offset(*high, axis), offset(*low, axis))
+    for component, low, high in ((x, *planes[:2]), (y, *planes[2:])):
+        reach = torch.where(component > 0, high, low)
         walls.append(torch.where(component.abs() > 1e-9, reach / component, float("inf")))
-    nearest = torch.stack(walls).amin(0)
-    return depth_map(nearest, K, f"room box, back wall at {distance:g}")
+    return depth_map(torch.stack(walls).amin(0), K, source)
 
 
-def _axes_through(K: Tensor, pixel: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def axes_through(K: Tensor, pixel: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Direction (3,) through a pixel, and axes (3, 3; rows right, down, ahead) of a level frame that looks along it."""
     ahead = F.normalize(torch.linalg.inv(K) @ torch.tensor([*pixel, 1.0]), dim=0)
     right = F.normalize(torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), ahead), dim=0)

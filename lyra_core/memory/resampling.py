@@ -1,15 +1,13 @@
 """Frames in the size that Depth Anything 3 looks at them, resampled as the reference's preparation does.
 
 The reference resizes 8-bit pictures by the mean over each new pixel's area, or by cubic interpolation where a side grows,
-and rounds to 8 bits again. Against OpenCV's own, at most one of 255 steps is between them: in one value of 3000 from
-832x480 to 826x476.
+and rounds to 8 bits again: by OpenCV, and so do we.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 PATCH = 14  # pixels; sides are multiples of it
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's red, green, blue
@@ -44,20 +42,14 @@ def resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
     before = tuple(picture.shape[1:])
     if before == size:
         return picture
-    if size[0] > before[0] or size[1] > before[1]:
-        return rounded(interpolate(picture[None], size, mode="bicubic", align_corners=False)[0])
-    down, across = (_shares(a, b).to(picture) for a, b in zip(before, size, strict=True))
-    return rounded(down @ picture @ across.T)
+    import cv2
+
+    grows = size[0] > before[0] or size[1] > before[1]
+    bytes_ = picture.movedim(0, -1).contiguous().to("cpu", torch.uint8).numpy()
+    found = cv2.resize(bytes_, size[::-1], interpolation=cv2.INTER_CUBIC if grows else cv2.INTER_AREA)
+    return torch.from_numpy(found).reshape(*size, -1).movedim(-1, 0).to(picture)
 
 
 def rounded(values: Tensor) -> Tensor:
     """To 0, 1, .. 255; halves up."""
     return (values + 0.5).floor().clamp(0, 255)
-
-
-def _shares(before: int, after: int) -> Tensor:
-    """(after, before) how much of each new pixel is each old one; rows add up to 1."""
-    edges = torch.arange(after + 1, dtype=torch.float64) * before / after
-    old = torch.arange(before, dtype=torch.float64)
-    shared = (torch.minimum(edges[1:, None], old + 1) - torch.maximum(edges[:-1, None], old)).clamp_min(0)
-    return shared / shared.sum(1, keepdim=True)
