@@ -19,8 +19,9 @@ class ConvertCheckpoint(io.ComfyNode):
             display_name="Lyra 2 Convert Checkpoint",
             category=types.CATEGORY,
             description="Turns the released Lyra 2 transformer (a folder of .distcp files, a .pth or a .safetensors "
-            "file) into one bfloat16 file for Load Diffusion Model, or a LoRA with the reference's keys into one for "
-            "the LoRA loaders. Run again after an interrupt, it continues. Nothing in a pickle is run.",
+            "file) into one bfloat16 file for Load Diffusion Model, or a LoRA (the reference's, PEFT's with its "
+            "adapter_config.json, diffusers', kohya's) into one of which the LoRA loaders use all. "
+            "Run again after an interrupt, it continues. Nothing in a pickle is run.",
             inputs=[
                 io.String.Input(
                     "source", default="lyra2/model", tooltip="The file or folder, inside ComfyUI's models folder."

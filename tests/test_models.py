@@ -720,13 +720,16 @@ def test_a_broken_download_of_several_files_fetches_only_what_is_missing(release
     assert not hub.transfers()
 
 
+LORA = {"A": (4, 1536), "B": (5120, 4)}
+
+
 def test_a_lora_gets_the_keys_of_the_hosts_loaders(models, machine, hub, tmp_path):
-    tensors = {"net.blocks.0.cam_encoder.lora_A.weight": torch.randn(4, 1536)}
+    tensors = {f"net.blocks.0.cam_encoder.lora_{part}.weight": torch.randn(*shape) for part, shape in LORA.items()}
     hub.repositories[LYRA] = {models.find("lyra2-dmd").source: save(tensors)}
     assert models.main(["--get", "lyra2-dmd", "--accept-licence"]) == 0
     found = load_file(machine / "loras" / "lyra2_dmd_distillation.safetensors")
-    assert list(found) == ["diffusion_model.blocks.0.cam_encoder.lora_A.weight"]
-    assert torch.equal(*found.values(), *tensors.values())
+    assert sorted(found) == [f"diffusion_model.blocks.0.cam_encoder.lora_{part}.weight" for part in LORA]
+    assert all(torch.equal(found[name.replace("net.", "diffusion_model.")], tensor) for name, tensor in tensors.items())
 
 
 def test_a_conversion_that_fails_keeps_the_download(models, machine, hub, tmp_path, capsys, monkeypatch):

@@ -23,8 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..conditioning.framepack import LYRA2
-from . import lyra2_host
+from . import lora_files, lyra2_host
 from .tensor_files import NAMES, Entry, read_entries
 
 PIECE = 1 << 24  # bytes that are compared at a time
@@ -33,8 +32,6 @@ PREFIXES = re.compile(r"^(base_model\.model\.|model\.diffusion_model\.|diffusion
 TRAINING_ONLY = re.compile(
     r"(^|\.)(_extra_state|accum_(video_sample_counter|image_sample_counter|iteration|train_in_hours))$"
 )
-LORA = re.compile(r"^lora_unet_|\.lora[._]|\.(alpha|diff|diff_b)$")
-LORA_ENDING = re.compile(r"\.(lora[._].*|alpha|diff|diff_b|dora_scale|set_weight|reshape_weight)$")
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,8 @@ class Report:
     tensors: int
     bytes: int  # of the file
     dropped: tuple[str, ...]  # keys that only training needs
-    unknown: tuple[str, ...]  # modules of a LoRA that Lyra 2 does not have, block numbers replaced by N
+    unknown: tuple[str, ...]  # modules of a LoRA that Lyra 2 does not have, block numbers replaced by N; left out
+    notes: tuple[str, ...] = ()  # further lines on a LoRA
 
     def __str__(self) -> str:
         lines = [
@@ -54,8 +52,8 @@ class Report:
         if self.dropped:
             lines.append(f"{len(self.dropped)} entries that only training needs were left out")
         if self.unknown:
-            lines.append(f"Lyra 2 has no such modules, they will do nothing:\n{lyra2_host.listed(list(self.unknown))}")
-        return "\n".join(lines)
+            lines.append(f"Lyra 2 has no such modules, they were left out:\n{lyra2_host.listed(list(self.unknown))}")
+        return "\n".join([*lines, *self.notes])
 
 
 def convert(
@@ -66,6 +64,8 @@ def convert(
     stored: Mapping | None = None,
 ) -> Report:
     """Convert a Lyra 2 transformer, its floating-point weights to `dtype`, or a LoRA, its dtypes kept, into `target`.
+
+    What is told beside a LoRA, its adapter_config.json or metadata, becomes tensors in it (see `lora_files`).
 
     `on_progress` gets the bytes done and the bytes in total, of writing and then verifying; it may raise to interrupt.
     `stored` tells what shapes don't (framepack, num_heads) and is only needed for other networks than the released one.
@@ -82,8 +82,9 @@ def convert(
     if odd := [entry.name for entry in entries if entry.dtype is None]:
         raise ValueError(f"{source} holds what is no plain tensor; remove it:\n{lyra2_host.listed(odd)}")
     if _of_lora(entries):
-        renamed = list(_renamed(source, entries, lora_key).values())
-        return Report("LoRA", len(renamed), _save(renamed, target, on_progress), dropped, _unknown_modules(renamed))
+        lora = lora_files.converted(source, entries)
+        size = _save(lora.entries, target, on_progress)
+        return Report("LoRA", len(lora.entries), size, dropped, lora.unknown, lora.notes)
     weights = _model(source, entries, dtype, stored)
     return Report("model", len(weights), _save(weights, target, on_progress), dropped, ())
 
@@ -94,7 +95,7 @@ def is_lora(source: Path) -> bool:
 
 
 def _of_lora(entries: list[Entry]) -> bool:
-    return any(LORA.search(entry.name) for entry in entries)
+    return any(lora_files.split(entry.name) for entry in entries)
 
 
 # ------------------------------------------------------------------------------------------------- what is written
@@ -125,23 +126,6 @@ def _model(source: Path, entries: list[Entry], dtype: torch.dtype, stored: Mappi
     packed = lyra2_host.pack_config(config)
     weights = [replace(e, dtype=dtype) if e.dtype.is_floating_point else e for e in named.values()]
     return [*weights, Entry(lyra2_host.CONFIG_KEY, tuple(packed.shape), packed.dtype, packed.to)]
-
-
-def lora_key(name: str) -> str:
-    """The host's form of a LoRA's key: diffusion_model.<module>.<ending>, or lora_unet_<module>.<ending> as it is."""
-    name = re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", name)  # PEFT names its adapter
-    return name if name.startswith("lora_unet_") else "diffusion_model." + PREFIXES.sub("", name)
-
-
-def _unknown_modules(entries: list[Entry]) -> tuple[str, ...]:
-    def generic(module: str) -> str:
-        return re.sub(r"blocks([._])\d+", r"blocks\1N", module)
-
-    modules = (re.sub(r"^diffusion_model\.|^lora_unet__?", "", LORA_ENDING.sub("", entry.name)) for entry in entries)
-    # names don't depend on sizes, and every block has the same
-    weights = lyra2_host.weight_shapes({"framepack": str(LYRA2), "rank": 1, "model_type": "i2v", "num_layers": 1})
-    known = {generic(weight.removesuffix(".weight")).replace(".", "_") for weight in weights}
-    return tuple(sorted({m for m in map(generic, modules) if m.replace(".", "_") not in known}))
 
 
 def _renamed(source: Path, entries: list[Entry], rename: Callable[[str], str]) -> dict[str, Entry]:

@@ -55,14 +55,16 @@ def read_entries(source: Path) -> list[Entry]:
     if not source.exists():
         raise ValueError(f"{source} does not exist")
     if not source.is_dir():
-        reader = {".safetensors": _safetensors, ".pth": _pickled, ".pt": _pickled}.get(source.suffix)
+        reader = {".safetensors": _safetensors, ".pth": _pickled, ".pt": _pickled, ".bin": _pickled}.get(source.suffix)
         if reader is None:
-            raise ValueError(f"{source} is no .safetensors, .pth or .pt file and no folder of a checkpoint")
+            raise ValueError(f"{source} is no .safetensors, .pth, .pt or .bin file and no folder of a checkpoint")
         return reader(source)
     for folder in (source, source / "model", source / "model" / "model"):
         if (folder / ".metadata").is_file():
             return _distributed(folder)
     shards = sorted(source.glob("*.safetensors"))
+    if not shards and (source / "adapter_model.bin").is_file():  # an adapter as PEFT saved it before safetensors
+        return _pickled(source / "adapter_model.bin")
     if not shards:
         raise ValueError(
             f"{source} holds neither .metadata with .distcp files nor .safetensors files: name a checkpoint"
@@ -87,14 +89,34 @@ def _from_file(
     return read
 
 
-def _safetensors(file: Path) -> list[Entry]:
+def read_metadata(source: Path) -> dict[str, str]:
+    """What .safetensors files say beside their tensors; nothing for other files. ValueError if it is damaged."""
+    shards = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    told = [_header(shard)[0].get("__metadata__") for shard in shards if shard.suffix == ".safetensors"]
+    return {key: text for metadata in told if isinstance(metadata, dict) for key, text in metadata.items()}
+
+
+def _header(file: Path) -> tuple[dict, int]:
+    """The header of a .safetensors file, and at which byte its tensors start."""
     found = file.stat().st_size
     with open(file, "rb") as handle:
         start = 8 + int.from_bytes(handle.read(8), "little")
         text = handle.read(start - 8) if start <= found else b""
     try:
         header = json.loads(text)
-        header.pop("__metadata__", None)
+        header.get("__metadata__")
+        return header, start
+    except (ValueError, AttributeError) as problem:
+        raise ValueError(
+            f"{file} has {found} bytes and no readable header ({problem!r}): it is cut off or no .safetensors file; "
+            "download it again"
+        ) from None
+
+
+def _safetensors(file: Path) -> list[Entry]:
+    (header, start), found = _header(file), file.stat().st_size
+    header.pop("__metadata__", None)
+    try:
         items = [(name, t["dtype"], tuple(t["shape"]), *t["data_offsets"]) for name, t in header.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(
