@@ -51,6 +51,36 @@ def natural(name: str) -> tuple:
     return tuple((int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in re.split(r"(\d+)", name))
 
 
+def find(folder: Path, name: str) -> Path | None:
+    """The file or folder of this name in a folder, as it is or in other letters (IMAGES.TXT); links count as what they lead to."""
+    if (folder / name).exists():
+        return folder / name
+    if not folder.is_dir():
+        return None
+    others = sorted(child for child in folder.iterdir() if child.name.casefold() == name.casefold())
+    return next((child for child in others if child.exists()), None)
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, through links to files and folders, each folder once, without litter; in natural order."""
+    entered: set[Path] = set()
+
+    def inside(folder: Path) -> Iterator[Path]:
+        place = folder.resolve()
+        if place in entered:  # a link back up would never end
+            return
+        entered.add(place)
+        for child in sorted(folder.iterdir(), key=lambda child: natural(child.name)):
+            if is_litter(child.name):
+                continue
+            if child.is_dir():
+                yield from inside(child)
+            elif child.is_file():
+                yield child
+
+    yield from inside(folder)
+
+
 def is_litter(name: str) -> bool:
     """Whether a file or folder of this name was left by a file manager and is nobody's data."""
     return name.startswith(".") or name.casefold() in LITTER

@@ -282,7 +282,7 @@ class LoadDepth(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, **_) -> str:
-        return types.file_fingerprint(types.input_path(file))
+        return types.fingerprint(types.input_path(file))
 
     @classmethod
     def execute(

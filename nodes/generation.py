@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import GraphBuilder, is_link
 from node_helpers import conditioning_set_values
 
-from ..lyra_core.cameras import camera_files
+from ..lyra_core.cameras.captions import caption
 from ..lyra_core.conditioning.framepack import LYRA2
 from ..lyra_core.conditioning.history import History
 from ..lyra_core.memory.depth_alignment import ALIGNMENTS
@@ -22,7 +22,7 @@ from ..lyra_core.world import world as worlds
 from ..lyra_core.world import world_files
 from . import types
 from .sampling import full_schedule_inputs, seed_input
-from .world import state_message, warn_of_a_gap
+from .world import NOTHING_PLANNED, state_message, where_it_begins
 
 IN_THE_MODEL = "already in the model"
 
@@ -172,6 +172,12 @@ class SampleChunk(io.ComfyNode):
         return io.NodeOutput(sampled.out(0), expand=graph.finalize())
 
 
+def _report_output():
+    return io.String.Output(
+        display_name="report", tooltip="Per chunk: whether it begins where the world stands, how its depth got its scale."
+    )
+
+
 def _alignment_input():
     return io.Combo.Input(
         "alignment",
@@ -209,6 +215,7 @@ class AppendChunk(io.ComfyNode):
                 io.String.Input("prompt", default="", multiline=True, tooltip="Kept with the chunk."),
                 _save_input(),
                 io.String.Input("settings", default="{}", advanced=True, tooltip="JSON that is kept with the chunk."),
+                io.String.Input("before", default="", advanced=True, tooltip="What was reported before; its report follows."),
             ],
             outputs=[
                 types.World.Output(display_name="world"),
@@ -218,7 +225,7 @@ class AppendChunk(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, world, plan, latent, vae, depth_estimator, alignment, prompt="", save_to="", settings="{}"
+        cls, world, plan, latent, vae, depth_estimator, alignment, prompt="", save_to="", settings="{}", before=""
     ) -> io.NodeOutput:
         samples = latent["samples"]
         if len(samples) != 1:
@@ -226,6 +233,7 @@ class AppendChunk(io.ComfyNode):
         kept = {"generator": "lyra 2", **json.loads(settings)}
         options = (depth_estimator, alignment, prompt, kept, types.progress())
         grown, report = generation.grow(world, plan, samples[0], vae, *options)
+        report = "\n".join(filter(None, [before, report]))
         shown = ui.PreviewText(report).as_dict()
         if save_to.strip():
             world_files.save(grown, types.output_folder(save_to))
@@ -294,13 +302,13 @@ class Explore(io.ComfyNode):
                 _alignment_input(),
                 _save_input(),
             ],
-            outputs=[types.World.Output(display_name="world")],
+            outputs=[types.World.Output(display_name="world"), _report_output()],
         )
 
     @classmethod
     def execute(cls, world, cameras, chunks, first_chunk, quality, save_to, **inputs) -> io.NodeOutput:
         if not chunks or len(cameras) == 1:  # nothing is planned
-            return io.NodeOutput(world, expand={})
+            return io.NodeOutput(world, NOTHING_PLANNED, expand={})
         _chunk_of(cameras, first_chunk + chunks - 1)  # say now what could not be walked later
         if save_to.strip():
             types.output_folder(save_to)
@@ -311,6 +319,7 @@ class Explore(io.ComfyNode):
             upstream_hash(prompt, inputs[name]) for name in ("model", "clip", "clip_vision", "vae", "depth_estimator")
         ]
         settings = {"quality" if key == "quality" else f"quality.{key}": value for key, value in quality.items()}
+        report = ""
         for index in range(first_chunk, first_chunk + chunks):
             node = graph.node(
                 "Lyra2ExploreChunk",
@@ -320,9 +329,10 @@ class Explore(io.ComfyNode):
                 **settings,
                 index=index,
                 made_with=" ".join(made_with),
+                report=report,
             )
-            world = node.out(0)
-        return io.NodeOutput(world, expand=graph.finalize())
+            world, report = node.out(0), node.out(1)
+        return io.NodeOutput(world, report, expand=graph.finalize())
 
 
 class ExploreChunk(io.ComfyNode):
@@ -345,17 +355,19 @@ class ExploreChunk(io.ComfyNode):
                 *inputs,
                 io.Int.Input("index", default=0, min=0, max=1000, tooltip="Number of the chunk on this path."),
                 io.String.Input("made_with", default="", tooltip="What tells other models from these."),
+                io.String.Input("report", default="", tooltip="Of the chunks before."),
             ],
-            outputs=[types.World.Output(display_name="world")],
+            outputs=[types.World.Output(display_name="world"), _report_output()],
         )
 
     @classmethod
     def execute(
         cls, world, cameras, model, clip, clip_vision, vae, depth_estimator, prompt, negative, quality, seed, retrieve,
-        views, alignment, save_to, index, made_with,
+        views, alignment, save_to, index, made_with, report="",
     ) -> io.NodeOutput:  # fmt: skip
         target = _chunk_of(cameras, index)
-        warn_of_a_gap(world, cameras[index * LYRA2.new_frames :])
+        begins = f"chunk {index}: {where_it_begins(world, cameras[index * LYRA2.new_frames :])}"
+        report = "\n".join(filter(None, [report, begins]))
         text = caption(prompt, index, len(cameras))
         sampled_as = {"quality": quality, "seed": seed, "negative": negative, "retrieve": retrieve, "views": views}
         settings = {
@@ -368,7 +380,8 @@ class ExploreChunk(io.ComfyNode):
         if save_to.strip():
             folder = types.output_folder(save_to)
             if made := world_files.made_before(folder, world, text, settings):
-                return io.NodeOutput(made)
+                report += " It was made before, and is taken from the folder."
+                return io.NodeOutput(made, report, ui=ui.PreviewText(report))
             world_files.save(world, folder)
         graph, plan = GraphBuilder(), worlds.plan(world, target, retrieve, views)
         history = graph.node("Lyra2FramePack", "pack", world=world, plan=plan, vae=vae, clip_vision=clip_vision)
@@ -399,8 +412,9 @@ class ExploreChunk(io.ComfyNode):
             prompt=text,
             save_to=save_to,
             settings=json.dumps(settings),
+            before=report,
         )
-        return io.NodeOutput(grown.out(0), expand=graph.finalize())
+        return io.NodeOutput(grown.out(0), grown.out(1), expand=graph.finalize(), ui=ui.PreviewText(report))
 
 
 def _chunk_of(cameras, index: int):
@@ -412,13 +426,6 @@ def _chunk_of(cameras, index: int):
             "make it longer with Lyra 2 Edit Trajectory, or ask for fewer chunks"
         )
     return target
-
-
-def caption(prompt: str, index: int, frames: int) -> str:
-    """A chunk's text: its caption if the prompt is captions JSON, else the prompt."""
-    if not prompt.lstrip().startswith("{"):
-        return prompt
-    return camera_files.caption_for_chunk(camera_files.load_captions(prompt), index, frames)
 
 
 def upstream_hash(dynprompt, link) -> str:

@@ -12,6 +12,7 @@ from comfy_api.latest import io, ui
 from ..lyra_core.cameras import camera_files, camera_path, path_picture, presets
 from ..lyra_core.cameras import trajectory as paths
 from ..lyra_core.cameras.camera import unproject
+from ..lyra_core.cameras.captions import load_captions
 from ..lyra_core.world.world import CHUNK_FRAMES, to_float
 from . import types
 
@@ -194,24 +195,25 @@ class ZoomTrajectory(io.ComfyNode):
 class LoadTrajectory(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        colmap = [str(Path(f).parent.as_posix()) for f in types.input_files("cameras.txt")]
+        colmap = types.input_folders("cameras.txt", "images.txt")
         return io.Schema(
             node_id="Lyra2LoadTrajectory",
             display_name="Lyra 2 Load Trajectory",
             category=types.CATEGORY,
             description="Cameras from a file in the input folder: the reference's .npz (w2c, intrinsics, image_height, image_width) or "
-            "camera-path .json, nerfstudio's transforms.json, or a folder with a COLMAP text model. Captions from a .json "
-            "that maps frame numbers to texts.",
+            "camera-path .json, nerfstudio's transforms.json or viewer path, or a folder with a COLMAP text model. Captions from "
+            "a .json that maps frame numbers to texts; 0, 1, 2 count chunks.",
             inputs=[
                 io.Combo.Input("file", options=types.input_files(".npz", ".json") + colmap, tooltip="The camera file."),
                 _frames(161),
                 io.Float.Input(
                     "pose_scale",
-                    default=1.1,
+                    default=1.0,
                     min=0.0001,
                     max=10000.0,
                     step=0.01,
-                    tooltip="All positions are multiplied by this, to fit the depth's units. The reference uses 1.1.",
+                    tooltip="All positions are multiplied by this, to fit the depth's units. 1 for paths saved here; 1.1 is what "
+                    "the reference takes for those it ships.",
                 ),
                 io.Int.Input(
                     "width",
@@ -219,7 +221,7 @@ class LoadTrajectory(io.ComfyNode):
                     min=16,
                     max=8192,
                     step=16,
-                    tooltip="Width of the world, pixels; intrinsics are rescaled to it.",
+                    tooltip="Width of the world, pixels; the cameras are brought to it.",
                 ),
                 io.Int.Input("height", default=480, min=16, max=8192, step=16, tooltip="Height of the world, pixels."),
                 io.Combo.Input(
@@ -244,24 +246,46 @@ class LoadTrajectory(io.ComfyNode):
                     tooltip="For camera-path files: uniform motion moves and turns equally much in every frame; arc length is "
                     "the reference's, which rushes through turns on the spot; time keeps the keyframes' rhythm.",
                 ),
+                io.Combo.Input(
+                    "fit",
+                    options=["crop", "stretch"],
+                    default="crop",
+                    advanced=True,
+                    tooltip="For pictures of another shape than the world: cut around their middle, as the photo is, or stretched "
+                    "with their lens as the reference does.",
+                ),
+                io.Boolean.Input(
+                    "without_distortion",
+                    default=False,
+                    advanced=True,
+                    tooltip="Take a bent lens without its bending: right for a path alone, wrong for the pictures of the file.",
+                ),
             ],
             outputs=[
                 types.Cameras.Output(display_name="cameras"),
                 io.String.Output(display_name="captions", tooltip="As JSON: frame number to text."),
+                io.String.Output(display_name="report", tooltip="What was read, and what to know of it."),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, file, captions, **_) -> str:
-        return "".join(types.file_fingerprint(types.input_path(name)) for name in (file, captions) if name != "none")
+        read = camera_files.files_read(types.input_path(file))
+        return types.fingerprint(*read, *([types.input_path(captions)] if captions != "none" else []))
 
     @classmethod
-    def execute(cls, file, frames, pose_scale, width, height, captions, curve, motion) -> io.NodeOutput:
-        cameras = camera_files.load_cameras(
-            types.input_path(file), frames, pose_scale, (height, width), curve=curve, motion=motion
-        )
-        texts = camera_files.load_captions(types.input_path(captions)) if captions != "none" else {}
-        return io.NodeOutput(cameras, json.dumps({str(k): v for k, v in texts.items()}, ensure_ascii=False))
+    def execute(
+        cls, file, frames, pose_scale, width, height, captions, curve, motion, fit="crop", without_distortion=False
+    ) -> io.NodeOutput:
+        notes: list[str] = []
+        options = {"curve": curve, "motion": motion, "fit": fit, "undistorted": without_distortion}
+        size, path = (height, width), types.input_path(file)
+        cameras = camera_files.load_cameras(path, frames, pose_scale, size, **options, on_note=notes.append)
+        texts = load_captions(types.input_path(captions)) if captions != "none" else {}
+        way = float(cameras.centers.diff(dim=0).norm(dim=1).sum())
+        report = "\n".join([f"{len(cameras)} cameras of {width}x{height}, a way of {way:.4g} scene units", *notes])
+        captions = json.dumps({str(k): v for k, v in texts.items()}, ensure_ascii=False)
+        return io.NodeOutput(cameras, captions, report, ui=ui.PreviewText(report))
 
 
 class SaveTrajectory(io.ComfyNode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 from PIL import Image
+
+from ..lyra_core import files
 
 CATEGORY = "Lyra 2"
 PICTURES_PER_SECOND = 4
@@ -71,19 +74,41 @@ def show(shown: dict) -> None:
 
 
 def input_files(*suffixes: str) -> list[str]:
-    """Files of the input folder and its subfolders with one of these endings, as names relative to it."""
+    """Files of the input folder and its subfolders with one of these endings, in capitals or not, as names relative to it."""
     base = Path(folder_paths.get_input_directory())
-    return sorted(f.relative_to(base).as_posix() for s in suffixes for f in base.rglob(f"*{s}") if f.is_file())
+    wanted = tuple(s.casefold() for s in suffixes)
+    return [f.relative_to(base).as_posix() for f in files.walk(base) if f.name.casefold().endswith(wanted)]
+
+
+def input_folders(*names: str) -> list[str]:
+    """Folders in the input folder that hold files of all these names, in capitals or not."""
+    base, found = Path(folder_paths.get_input_directory()), {}
+    for file in files.walk(base):
+        found.setdefault(file.parent, set()).add(file.name.casefold())
+    return [folder.relative_to(base).as_posix() for folder, has in found.items() if has.issuperset(names)]
 
 
 def input_path(name: str) -> Path:
-    """The path of a file in the input folder; ValueError for names that lead out of it."""
-    return Path(folder_paths.get_annotated_filepath(name))
+    """The path of a file or folder in the input folder, or of a link there; ValueError for names that lead out of it."""
+    base = Path(folder_paths.get_input_directory()).resolve()
+    path = Path(os.path.abspath(base / name))  # links are followed later: who may put one there may open what it leads to
+    if path != base and base not in path.parents:
+        raise ValueError(f"{name!r} is no path inside the input folder; use a name from the list")
+    return path
 
 
-def file_fingerprint(path: Path) -> str:
-    """Changes exactly when the file's content does."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+def fingerprint(*paths: Path) -> str:
+    """Changes exactly when the content of one of the files does, or of any file in one of the folders."""
+    digest = hashlib.sha256()
+    for path in paths:
+        read = files.walk(path) if path.is_dir() else [path] if path.is_file() else []
+        for file in read:
+            digest.update(f"{file.relative_to(path)}:{file.stat().st_size}\n".encode())
+            with open(file, "rb") as opened:
+                while block := opened.read(1 << 20):
+                    digest.update(block)
+        digest.update(b"\0")
+    return digest.hexdigest()
 
 
 def inside(base: Path, name: str) -> Path:

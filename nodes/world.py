@@ -10,14 +10,15 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..lyra_core import metrics
-from ..lyra_core.cameras import camera_files
 from ..lyra_core.cameras.camera import Cameras
+from ..lyra_core.cameras.captions import caption
 from ..lyra_core.memory.depth import DepthMap
 from ..lyra_core.world import preview, world_files
 from ..lyra_core.world import world as worlds
 from . import types
 
 log = logging.getLogger(__name__)
+NOTHING_PLANNED = "Nothing is planned: the path is the one camera where the world stands."
 
 
 class BeginWorld(io.ComfyNode):
@@ -78,14 +79,16 @@ def _count_input():
     )
 
 
-def warn_of_a_gap(world, cameras) -> None:
-    """If the first of the cameras is not where the world stands."""
+def where_it_begins(world, cameras) -> str:
+    """Whether the first of the cameras is where the world stands, in a sentence; what differs is logged too."""
     gap = worlds.continuation(world, cameras)[1]
-    if gap > 1e-3:
-        log.warning(
-            "the trajectory begins %.3g scene units from where the world stands; connect the world's cameras as its start",
-            gap,
-        )
+    if gap.differences:
+        log.warning("%s", gap)
+    return str(gap)
+
+
+def _report_output():
+    return io.String.Output(display_name="report", tooltip="Whether the path begins where the world stands.")
 
 
 class RetrieveHistory(io.ComfyNode):
@@ -120,17 +123,20 @@ class RetrieveHistory(io.ComfyNode):
                     tooltip="The newest frame seen from the new cameras, black where nothing is known.",
                 ),
                 io.Mask.Output(display_name="holes", tooltip="1 where the newest frame shows nothing."),
+                _report_output(),
             ],
         )
 
     @classmethod
     def execute(cls, world, cameras, retrieve, views, chunk_frames) -> io.NodeOutput:
-        warn_of_a_gap(world, cameras)
+        report = where_it_begins(world, cameras)
         target = worlds.continuation(world, cameras)[0][:chunk_frames]
         plan = worlds.plan(world, target, retrieve, views)
         shown = [worlds.to_float(world.frame(f)) for f in plan.retrieved or (len(world) - 1,)]
         warped, seen = worlds.warped_views(world, target)
-        return io.NodeOutput(plan, torch.stack(shown), warped, (~seen).float())
+        return io.NodeOutput(
+            plan, torch.stack(shown), warped, (~seen).float(), report, ui=ui.PreviewText(report)
+        )
 
 
 class PreviewChunks(io.ComfyNode):
@@ -166,33 +172,31 @@ class PreviewChunks(io.ComfyNode):
                     default="",
                     optional=True,
                     force_input=True,
-                    tooltip="JSON from Lyra 2 Load Trajectory; kept with each chunk.",
+                    tooltip="JSON from Lyra 2 Load Trajectory, or one text for all; kept with each chunk.",
                 ),
             ],
-            outputs=[types.World.Output(display_name="world")],
+            outputs=[types.World.Output(display_name="world"), _report_output()],
         )
 
     @classmethod
     def execute(cls, world, cameras, retrieve, chunk_frames, save_to, captions="") -> io.NodeOutput:
         if len(cameras) == 1:  # nothing is planned
-            return io.NodeOutput(world)
-        warn_of_a_gap(world, cameras)
-        texts = camera_files.load_captions(captions) if captions.strip() not in ("", "{}") else {}
+            return io.NodeOutput(world, NOTHING_PLANNED)
+        report = where_it_begins(world, cameras)
         grown = preview.explore(
             world,
             cameras,
             chunk_frames=chunk_frames,
             count=retrieve,
-            prompts=lambda chunk: (
-                camera_files.caption_for_chunk(texts, chunk, len(cameras), chunk_frames) if texts else ""
-            ),
+            prompts=lambda chunk: caption(captions, chunk, len(cameras), chunk_frames),
             folder=types.output_folder(save_to) if save_to.strip() else None,
             on_frame=types.progress(len(cameras) - 1),
             on_chunk=lambda state: save_to.strip() and types.show({"lyra2_world": [state_message(state, save_to)]}),
         )
-        if not save_to.strip():
-            return io.NodeOutput(grown)
-        return io.NodeOutput(grown, ui={**_saved(save_to), "lyra2_world": [state_message(grown, save_to)]})
+        shown = ui.PreviewText(report).as_dict()
+        if save_to.strip():
+            shown |= {**_saved(save_to), "lyra2_world": [state_message(grown, save_to)]}
+        return io.NodeOutput(grown, report, ui=shown)
 
 
 class SaveWorld(io.ComfyNode):
@@ -253,7 +257,7 @@ class LoadWorld(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_) -> str:
-        return types.file_fingerprint(types.output_folder(folder) / world_files.MANIFEST)
+        return types.fingerprint(types.output_folder(folder) / world_files.MANIFEST)
 
     @classmethod
     def execute(cls, folder, chunks, branch) -> io.NodeOutput:

@@ -32,7 +32,7 @@ from lyra_core.splats.alignment import (
     split_chunks,
     uniform_chunks,
 )
-from lyra_core.splats.gaussian_adapter import LARGEST, from_head, nearest, on_grid, turned_sh
+from lyra_core.splats.gaussian_adapter import LARGEST, from_head, nearest, turned_sh
 from lyra_core.splats.gaussians import Gaussians
 
 GRID = (6, 8)
@@ -218,7 +218,7 @@ def test_nearest_takes_depth_and_never_mixes_it():
 
 def test_another_grid_sees_the_same_area(random):
     views, points = wandering(random, 1), tensor(random.normal(0, 1, (9, 3)))
-    pixels, coarse = project(points, views)[0], project(points, on_grid(views, (3, 8)))[0]
+    pixels, coarse = project(points, views)[0], project(points, views.resized((3, 8)))[0]
     assert_close(coarse + 0.5, (pixels + 0.5) * tensor([0.5, 0.25]))
 
 

@@ -35,7 +35,7 @@ def same(a, b):
 
 def npz(path, **changes):
     """A good trajectory of five cameras, but for the changes; None leaves an array out."""
-    arrays = dict(w2c=np.tile(np.eye(4), (5, 1, 1)), intrinsics=np.tile(np.diag([50.0, 50, 1]), (5, 1, 1)),
+    arrays = dict(w2c=np.tile(np.eye(4), (5, 1, 1)), intrinsics=np.tile([[50.0, 0, 31.5], [0, 50, 23.5], [0, 0, 1]], (5, 1, 1)),
                   image_height=np.array(48), image_width=np.array(64)) | changes
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
     return path
@@ -91,10 +91,10 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(cameras, tmp_path):
 
 # npz
 
-def test_intrinsics_follow_the_picture_size_and_skew_stays(tmp_path):
+def test_intrinsics_follow_the_picture_size_around_its_middle(tmp_path):
     K = np.tile([[50.0, 7, 30], [0, 60, 20], [0, 0, 1]], (5, 1, 1))
     found = cf.load_npz(npz(tmp_path / "t.npz", intrinsics=K), size=(96, 32))
-    assert_close(found.K[0], torch.tensor([[25.0, 7, 15], [0, 120, 40], [0, 0, 1]]))
+    assert_close(found.K[0], torch.tensor([[25.0, 3.5, 14.75], [0, 120, 40.5], [0, 0, 1]]))
     assert found.size == (96, 32)
 
 
@@ -102,7 +102,7 @@ def test_intrinsics_without_a_size_need_one_from_the_caller(tmp_path):
     file = npz(tmp_path / "t.npz", image_height=None)
     with pytest.raises(ValueError, match="no image_height and image_width"):
         cf.load_npz(file, size=SIZE)
-    assert_close(cf.load_npz(file, size=(24, 32), stored_size=SIZE).K[0], torch.diag(torch.tensor([25.0, 25, 1])))
+    assert_close(cf.load_npz(file, size=(24, 32), stored_size=SIZE).K, pinhole((24, 32), 25.0, 5).K)
 
 
 def test_only_the_frames_asked_for_need_to_be_good(tmp_path):
@@ -116,7 +116,7 @@ def test_only_the_frames_asked_for_need_to_be_good(tmp_path):
 
 BAD = {
     "no w2c in it": dict(w2c=None), "no intrinsics in it": dict(intrinsics=None),
-    r"found \(5, 3, 4\)": dict(w2c=np.zeros((5, 3, 4))), r"found \(5, 4, 4\) and \(4, 3, 3\)":
+    r"found \(5, 3, 3\)": dict(w2c=np.zeros((5, 3, 3))), r"found \(5, 4, 4\) and \(4, 3, 3\)":
         dict(intrinsics=np.ones((4, 3, 3))),
     "not orthonormal": dict(w2c=np.tile(np.diag([2.0, 2, 2, 1]), (5, 1, 1))),
     "is mirrored": dict(w2c=np.tile(np.diag([1.0, -1, 1, 1]), (5, 1, 1))),
@@ -149,35 +149,6 @@ def test_what_is_no_archive_is_refused_and_never_unpickled(tmp_path):
 def test_a_pose_scale_is_positive(pose_scale, tmp_path):
     with pytest.raises(ValueError, match="pose scale"):
         cf.load_npz(npz(tmp_path / "t.npz"), pose_scale=pose_scale)
-
-
-# captions
-
-def test_a_caption_counts_from_the_chunk_whose_first_new_frame_it_names():
-    captions = {0: "a", 81: "b", 162: "c", 400: "d"}
-    assert [cf.caption_for_chunk(captions, c, 321) for c in range(4)] == ["a", "b", "b", "c"]
-    assert cf.caption_for_chunk({90: "late", 10: "early"}, 0, 161) == "early"
-    assert cf.caption_for_chunk({5: "x", 400: "beyond the end"}, 4, 321) == "x"
-    assert cf.caption_for_chunk({0: "a", 3: "b"}, 1, 5, chunk_frames=2) == "b"
-    with pytest.raises(ValueError, match=r"within the video's 81 frames \(they begin at \[81\]\)"):
-        cf.caption_for_chunk({81: "x"}, 0, 81)
-
-
-def test_captions_are_read_in_the_order_of_their_frames(tmp_path):
-    text = '{"81": "b", "0": "a", "161": "ü"}'
-    (tmp_path / "c.json").write_text(text, encoding="utf-8")
-    assert list(cf.load_captions(text).items()) == [(0, "a"), (81, "b"), (161, "ü")]
-    for file in (tmp_path / "c.json", str(tmp_path / "c.json")):
-        assert cf.load_captions(file) == cf.load_captions(text)
-
-
-@pytest.mark.parametrize("text, says", [
-    ('{"0": "a", "end": "b"}', "key 'end'"), ('{"-1": "a"}', "key '-1'"), ('{"1.5": "a"}', "key '1.5'"),
-    ('{"0": 3}', "not a text; found 3"), ('{"1": "a", "01": "b"}', "two captions"), ("{}", "no caption"),
-    ("{", "JSON")])
-def test_captions_that_make_no_sense_are_refused(text, says):
-    with pytest.raises(ValueError, match=says):
-        cf.load_captions(text)
 
 
 # camera paths
@@ -284,12 +255,13 @@ def test_colmap_images_come_in_the_order_of_their_names(tmp_path):
 
 def test_saved_colmap_models_share_lenses_and_take_points(cameras, tmp_path):
     cf.save_colmap(tmp_path, cameras, points=torch.tensor([[1.0, 2, 3], [4, 5, 6]]))
-    assert len((tmp_path / "cameras.txt").read_text().splitlines()) == 2
+    assert len((tmp_path / "cameras.txt").read_text().splitlines()) == 3
     assert (tmp_path / "points3D.txt").read_text() == "1 1 2 3 128 128 128 0\n2 4 5 6 128 128 128 0\n"
 
 
 @pytest.mark.parametrize("change, says", [
-    (dict(lens="1 OPENCV 64 48 50 50 32 24 0 0 0 0"), "image_undistorter"),
+    (dict(lens="1 OPENCV 64 48 50 50 32 24 0.1 0 0 0"), "k1 0.1.*image_undistorter"),
+    (dict(lens="1 SPIRAL 64 48 50"), "model 'SPIRAL'.*image_undistorter"),
     (dict(lens="1 PINHOLE 64 48 50"), "parameters"), (dict(lens="1 PINHOLE"), "camera 1"),
     (dict(lens="2 SIMPLE_PINHOLE 64 48 50 32 24"), r"uses the cameras \['1'\]"),
     (dict(images="1 1 0 0 0\n"), "expected 'id qw"), (dict(images=""), "no image in it"),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from lyra_core.cameras.camera import pinhole
+from lyra_core.cameras.camera import pinhole, rescaled_as_reference
 from lyra_core.cameras.presets import preset
 from lyra_core.splats.splat_files import load_ply, save_ply
 
@@ -424,7 +424,7 @@ def test_the_network_is_told_of_cameras_in_the_pixels_that_it_sees(reconstructor
         lambda *args, **kwargs: told.append(kwargs) or forward(*args, **kwargs),
     )
     reconstructor.Reconstructor(patcher)(frames(3, (90, 60)), path(3, (90, 60)), False)
-    K = path(3, (90, 60)).resized((84, 56)).K
+    K = rescaled_as_reference(path(3, (90, 60)), (84, 56)).K
     assert_close(told[0]["intrinsics"], K[None])
     assert told[0]["extrinsics"].shape == (1, 3, 4, 4) and told[0]["down_ratio"] == 0
 

@@ -169,7 +169,7 @@ def test_a_lens_beside_the_depth_is_used_in_pixels_and_in_units_of_the_picture(t
     for name, lens in (("pixels", pixels), ("normalised", normalised)):
         np.savez(tmp_path / f"{name}.npz", depth=DEPTH, intrinsics=lens)
         found = own_lens(read(tmp_path / f"{name}.npz"), (96, 128))
-        assert_close(found, torch.tensor([[120.0, 0, 60], [0, 124, 50], [0, 0, 1]]))
+        assert_close(found, torch.tensor([[120.0, 0, 60.5], [0, 124, 50.5], [0, 0, 1]]))
     with pytest.raises(ValueError, match="64 x 48 and come with a lens, the photo is 64 x 64"):
         own_lens(read(tmp_path / "pixels.npz"), (64, 64))
     np.savez(tmp_path / "bad.npz", depth=DEPTH, intrinsics=100 * pixels)

@@ -234,7 +234,7 @@ def test_the_cameras_are_read_again_as_they_were(whole, world):
     again = camera_files.load_cameras(whole[0] / "camera_path.json", frames=9, size=SIZE)
     torch.testing.assert_close(again.centers, world.cameras.centers, atol=1e-3, rtol=0)
     archive = np.load(whole[0] / "cameras.npz")
-    assert sorted(archive) == ["image_height", "image_width", "intrinsics", "w2c"]
+    assert sorted(archive) == ["image_height", "image_width", "intrinsics", "units", "w2c"]
 
 
 def test_colmap_sees_the_gaussians_where_the_pictures_show_them(whole, world):

@@ -43,3 +43,27 @@ def test_names_sort_as_people_count():
 def test_litter_of_file_managers_is_known():
     assert all(map(files.is_litter, (".DS_Store", "Thumbs.db", "desktop.ini", "._photo.png", "__MACOSX")))
     assert not any(map(files.is_litter, ("photo.png", "thumbs.db.png")))
+
+
+def test_a_walk_follows_links_once_and_leaves_litter_alone(tmp_path):
+    (tmp_path / "b" / "__MACOSX").mkdir(parents=True)
+    for name in ("b/2.npz", "b/10.npz", "b/.DS_Store", "b/__MACOSX/x.npz", "desktop.ini", "a.json"):
+        (tmp_path / name).write_text("x")
+    elsewhere = tmp_path.parent / f"{tmp_path.name}_elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "far.npz").write_text("x")
+    (tmp_path / "c").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(tmp_path)  # never ends for who follows it
+    (tmp_path / "d.npz").symlink_to(elsewhere / "far.npz")
+    (tmp_path / "lost.npz").symlink_to(tmp_path / "nowhere")
+    assert [f.relative_to(tmp_path).as_posix() for f in files.walk(tmp_path)] == [
+        "a.json", "b/2.npz", "b/10.npz", "c/far.npz", "d.npz",
+    ]  # fmt: skip
+
+
+def test_a_file_is_found_in_other_letters_but_its_own_come_first(tmp_path):
+    (tmp_path / "IMAGES.TXT").write_text("capitals")
+    assert files.find(tmp_path, "images.txt").read_text() == "capitals"
+    (tmp_path / "images.txt").write_text("small")
+    assert files.find(tmp_path, "images.txt").read_text() == "small"
+    assert files.find(tmp_path, "cameras.txt") is None and files.find(tmp_path / "none", "x") is None

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from lyra_core.cameras.camera import Cameras, pinhole, pixel_grid
 from lyra_core.splats import alignment
 from lyra_core.splats.alignment import Similarity, align, disagreement
-from lyra_core.splats.gaussian_adapter import LARGEST, on_grid
+from lyra_core.splats.gaussian_adapter import LARGEST
 from lyra_core.splats.reconstruct import BORDER, FRAMES_AT_ONCE, Views, chunks_of, in_metres, inside_border, reconstruct
 
 SIZE, GRID = (48, 64), (24, 32)
@@ -44,7 +44,7 @@ def path(kind: str, frames: int) -> Cameras:
 
 def distances(cameras: Cameras) -> torch.Tensor:
     """(F, h, w) along the ray of every gaussian to the sphere."""
-    grid = on_grid(cameras, GRID)
+    grid = cameras.resized(GRID)
     rays = torch.nn.functional.normalize(pixel_grid(GRID).double() @ grid.K_inverse[:, None].mT, dim=-1)
     rays = rays @ grid.c2w[:, None, :3, :3].mT
     inner = (rays * grid.centers[:, None, None]).sum(-1)

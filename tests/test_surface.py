@@ -687,8 +687,8 @@ def test_the_node_makes_the_same_of_posed_pictures(nodes, cameras):
     # 0.1 would put the walls exactly onto the lattice, where the last bit of a product decides about a face
     mesh, report = run(nodes, images=images, cameras=posed, depth=maps, voxel=0.097)
     assert_close(nodes.from_mesh(mesh).vertices, mesh_of(made, 0.097).vertices)
-    halved = tuple(depth_map(m.depth[::2, ::2], m.K, "test") for m in maps)
-    resized = run(nodes, images=images, cameras=posed.resized((48, 64)), depth=halved, voxel=0.097)[0]
+    halved = tuple(depth_map(m.depth[::2, ::2], m.camera.subsampled(2).K[0], "test") for m in maps)
+    resized = run(nodes, images=images, cameras=posed.subsampled(2), depth=halved, voxel=0.097)[0]
     assert off_surface(nodes.from_mesh(resized).vertices).quantile(0.9) < 0.1
 
 

@@ -180,7 +180,7 @@ def test_cameras_of_another_size_are_refused():
 def test_a_trajectory_continues_where_the_world_stands():
     joined = Cameras(torch.cat([camera_at((0.0, 0.0, 0.25)).w2c, AWAY.w2c]), torch.cat([AWAY.K[:1], AWAY.K]), SIZE)
     target, gap = continuation(photo(), joined)
-    assert torch.equal(target.w2c, AWAY.w2c) and gap == pytest.approx(0.25)
+    assert torch.equal(target.w2c, AWAY.w2c) and gap.distance == pytest.approx(0.25)
 
 
 def test_whole_chunks_are_cut_and_what_is_left_over_is_refused_with_a_way_out():

@@ -12,8 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-WIDEST, NARROWEST = 170.0, 1.0  # degrees of field of view, across or down, of lenses that pictures are taken with
-LONGEST_PIXEL = 4.0  # fx over fy, or fy over fx, beyond which K can't be of this picture
+WIDEST, NARROWEST = 170.0, 1.0  # degrees of field of view, across and down, of lenses that pictures are taken with
+LONGEST_PIXEL = 2.2  # fx over fy, or fy over fx, beyond which K can't be of this picture; anamorphic pixels reach 2
+ASIDE = 0.25  # share of a side by which the principal point may lie outside of a picture
+# a principal point that is the middle of a picture of another size: how far that may be off in shape, and in size
+OTHER_PICTURES = ((1.06, 1.1), (1.4, 1.3))
+FAR_OUT = 1000.0  # scene units from the origin beyond which single precision loses a ten-thousandth
 AXES_FLIP = (1.0, -1.0, -1.0)  # OpenCV (y down, z forward) <-> OpenGL and three.js (y up, z backward)
 
 
@@ -24,6 +28,9 @@ class Cameras:
     w2c: Tensor  # (F, 4, 4) world-to-camera, OpenCV axes, scene units
     K: Tensor  # (F, 3, 3) pixels; the top-left pixel's centre is (0, 0)
     size: tuple[int, int]  # (height, width) in pixels
+    # where the world's origin lies in the coordinates of the file they came from: maps count in millions of metres, which
+    # single precision rounds to half a metre, so such cameras are moved near the origin and moved back when they are saved
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __len__(self) -> int:
         return self.w2c.shape[0]
@@ -65,11 +72,17 @@ class Cameras:
         return replace(self, w2c=self.w2c.to(device), K=self.K.to(device))
 
     def resized(self, size: tuple[int, int]) -> Cameras:
-        """The same cameras for the picture stretched to `size`, as the reference rescales: fx, cx by width, fy, cy by height."""
-        K = self.K.clone()
-        K[:, 0, (0, 2)] *= size[1] / self.size[1]
-        K[:, 1, (1, 2)] *= size[0] / self.size[0]
-        return replace(self, K=K, size=size)
+        """The same cameras for the picture stretched to `size`: what was in the picture's middle stays there."""
+        scale = self.K.new_tensor([[size[1] / self.size[1]], [size[0] / self.size[0]], [1.0]])
+        return replace(self, K=from_corner_origin(to_corner_origin(self.K) * scale), size=size)
+
+    def cropped(self, size: tuple[int, int]) -> Cameras:
+        """The same cameras for the picture enlarged evenly until it covers `size`, and cut to it around its middle."""
+        scale = max(size[0] / self.size[0], size[1] / self.size[1])
+        over = self.K.new_tensor([self.size[1] * scale - size[1], self.size[0] * scale - size[0]]) / 2
+        K = to_corner_origin(self.K) * self.K.new_tensor([[scale], [scale], [1.0]])
+        K[:, :2, 2] -= over
+        return replace(self, K=from_corner_origin(K), size=size)
 
     def subsampled(self, step: int) -> Cameras:
         """The same cameras for `image[::step, ::step]`; exact with integer pixel centres."""
@@ -77,8 +90,21 @@ class Cameras:
         return replace(self, K=K, size=(-(-self.size[0] // step), -(-self.size[1] // step)))
 
 
+def rescaled_as_reference(cameras: Cameras, size: tuple[int, int]) -> Cameras:
+    """For the picture stretched to `size` as the reference does it: fx, cx by width, fy, cy by height.
+
+    With pixel centres on integers this moves the principal point by half a pixel times the factor less one; `resized`
+    does not. What the networks were trained with is crossed here.
+    """
+    K = cameras.K.clone()
+    K[:, 0, (0, 2)] *= size[1] / cameras.size[1]
+    K[:, 1, (1, 2)] *= size[0] / cameras.size[0]
+    return replace(cameras, K=K, size=size)
+
+
 def join(first: Cameras, *others: Cameras) -> Cameras:
-    """One after the other; ValueError if the image sizes differ."""
+    """One after the other, in the world of the first; ValueError if the image sizes differ."""
+    others = tuple(about(c, first.origin) for c in others)
     sizes = {c.size for c in (first, *others)}
     if len(sizes) > 1:
         raise ValueError(f"cameras of different image sizes {sorted(sizes)} can't be joined; resize them first")
@@ -144,27 +170,47 @@ def check_lens(cameras: Cameras, source: str = "the cameras") -> Cameras:
     fx, fy, cx, cy = K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2]
     across, down = (2 * torch.atan(0.5 * side / f).rad2deg() for side, f in ((width, fx), (height, fy)))
     normalised = (fx < 10) & (fy < 10) & (cx.abs() <= 1) & (cy.abs() <= 1)
+    picture = f"a picture {width} wide and {height} high"
 
     def field(i: int) -> str:
         looks = " these numbers look normalised: multiply row 0 by the width and row 1 by the height" * bool(normalised[i])
         return (
-            f"has focal lengths {fx[i]:.4g}, {fy[i]:.4g} for a picture {width} wide and {height} high, a field of view of "
+            f"has focal lengths {fx[i]:.4g}, {fy[i]:.4g} for {picture}, a field of view of "
             f"{across[i]:.4g} x {down[i]:.4g} degrees; expected {NARROWEST:g} to {WIDEST:g}.{looks}"
         )
 
     wrong = torch.maximum(across, down) > WIDEST
-    _refuse_first(wrong | (torch.maximum(across, down) < NARROWEST), source, field)
+    _refuse_first(wrong | (torch.minimum(across, down) < NARROWEST), source, field)
     _refuse_first(
         torch.maximum(fx / fy, fy / fx) > LONGEST_PIXEL,
         source,
-        lambda i: f"has focal lengths {fx[i]:.4g}, {fy[i]:.4g}, pixels {fx[i] / fy[i]:.3g} times as high as wide; is K transposed?",
+        lambda i: (
+            f"has focal lengths {fx[i]:.4g}, {fy[i]:.4g} for {picture}, pixels {fx[i] / fy[i]:.3g} times as high as wide; "
+            "is the picture stretched, or are they those of a picture of another shape?"
+        ),
     )
+    # the middle of the picture that this principal point would be the middle of
+    wide, high = 2 * cx + 1, 2 * cy + 1
     _refuse_first(
-        (cx < -0.5 * width) | (cx > 1.5 * width) | (cy < -0.5 * height) | (cy > 1.5 * height),
+        (cx < -ASIDE * width) | (cx > (1 + ASIDE) * width) | (cy < -ASIDE * height) | (cy > (1 + ASIDE) * height),
         source,
         lambda i: (
-            f"has its principal point at {cx[i]:.4g}, {cy[i]:.4g}, far outside a picture {width} wide and {height} high; "
-            "are the intrinsics those of a picture of another size?"
+            f"has its principal point at {cx[i]:.4g}, {cy[i]:.4g}, far outside {picture}; "
+            f"are the intrinsics those of a picture {wide[i]:.0f} wide and {high[i]:.0f} high?"
+        ),
+    )
+    turned = ((wide - height).abs() < 2) & ((high - width).abs() < 2) & (abs(width - height) > 4)
+    shape = (wide.clamp(min=1e-3) / high.clamp(min=1e-3)) * (height / width)
+    times = (wide.clamp(min=0) * high.clamp(min=0) / (width * height)).sqrt()
+    shape, times = torch.maximum(shape, 1 / shape), torch.maximum(times, 1 / times)
+    of_another = sum((shape < alike) & (times > off) for alike, off in OTHER_PICTURES).bool()
+    of_another |= (cx.abs() <= 0.5) & (cy.abs() <= 0.5) & (min(height, width) > 4)  # nobody wrote it down
+    _refuse_first(
+        turned | of_another,
+        source,
+        lambda i: (
+            f"has its principal point at {cx[i]:.4g}, {cy[i]:.4g}, the middle of a picture {wide[i]:.0f} wide and "
+            f"{high[i]:.0f} high, but is said to be of {picture}; say the size that the intrinsics are for"
         ),
     )
     return cameras
@@ -196,6 +242,41 @@ def project(points: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
     homogeneous = local @ cameras.K.mT
     z = local[..., 2]
     return homogeneous[..., :2] / (z[..., None] + 1e-7), z
+
+
+# ------------------------------------------------------------------------------------------------------ map coordinates
+
+
+def about(cameras: Cameras, origin: tuple[float, float, float]) -> Cameras:
+    """The same cameras in a world whose origin lies elsewhere in the coordinates of their file."""
+    if tuple(origin) == cameras.origin:
+        return cameras
+    R = cameras.w2c[:, :3, :3].double()
+    moved = R.new_tensor(origin) - R.new_tensor(cameras.origin)
+    w2c = cameras.w2c.clone()
+    w2c[:, :3, 3] = (cameras.w2c[:, :3, 3].double() + R @ moved).to(w2c)
+    return replace(cameras, w2c=w2c, origin=tuple(origin))
+
+
+def near_origin(c2w: Tensor) -> tuple[Tensor, tuple[float, float, float]]:
+    """Camera-to-world (F, 4, 4) float64, moved to begin near the origin if it begins far out, and that origin."""
+    first = c2w[0, :3, 3]
+    if first.abs().max() <= FAR_OUT:
+        return c2w, (0.0, 0.0, 0.0)
+    origin = first.round()
+    moved = c2w.clone()
+    moved[:, :3, 3] -= origin
+    return moved, tuple(origin.tolist())
+
+
+def c2w_of_file(cameras: Cameras) -> Tensor:
+    """Camera-to-world (F, 4, 4), float64, in the coordinates of the file the cameras came from; rotations exactly so."""
+    c2w = torch.linalg.inv(cameras.w2c.double().cpu())
+    if any(cameras.origin):
+        # a rotation that is off by a rounding error moves a centre in the millions by a tenth
+        c2w[:, :3, :3] = quaternion_to_rotation(rotation_to_quaternion(c2w[:, :3, :3]))
+        c2w[:, :3, 3] += c2w.new_tensor(cameras.origin)
+    return c2w
 
 
 # ------------------------------------------------------------------------------------------- other people's conventions

@@ -14,6 +14,7 @@ from .camera import (
     from_corner_origin,
     quaternion_to_rotation,
     rotation_to_quaternion,
+    to_corner_origin,
 )
 
 TREMBLE = 2e-3  # scene units in all: less travel than this comes of rounding, more so far from the origin
@@ -27,6 +28,9 @@ class PathKey:
     fov: float                  # vertical, degrees
     timestamp: float = 0.0      # seconds
     up: tuple[float, float, float] = (0.0, 1.0, 0.0)    # kept for the file format; nothing here depends on it
+    pixel_aspect: float = 1.0   # fx over fy
+    # how far right of and below the picture's middle the principal point is, in picture heights: a lens shift, or a crop
+    shift: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class CameraPath:
     loop: bool = False
     through_keys: bool = False  # instead of the B-spline a curve through every key
     before: PathKey | None = None   # from where an open curve through keys came: its direction bends the first tangent
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)    # as that of Cameras
 
     def __post_init__(self):
         if not self.keys or self.spline_order not in (0, 1, 2, 3):
@@ -64,10 +69,22 @@ def held(path: CameraPath, times: int = 1, duration: float | None = None) -> Cam
 
 
 def path_of(cameras: Cameras, fps: float = 16.0) -> CameraPath:
-    """A path with one key per camera, straight from each to the next."""
-    return CameraPath(tuple(PathKey(c2w[:3], math.degrees(fov), (i + 1) / fps)
-                            for i, (c2w, fov) in enumerate(zip(cameras.c2w, cameras.fov.tolist(), strict=True))),
-                      spline_order=1)
+    """A path with one key per camera, straight from each to the next; ValueError for a skew, which keys have not."""
+    K = to_corner_origin(cameras.K.double().cpu())
+    if (K[:, 0, 1].abs() > 1e-6 * K[:, 0, 0]).any():
+        raise ValueError(f"a camera path has no place for a skew of {float(K[:, 0, 1].abs().max()):.4g}; save an npz")
+    height, width = cameras.size
+    aspects = _exact(K[:, 0, 0] / K[:, 1, 1], 1.0)
+    shifts = _exact((K[:, :2, 2] - K.new_tensor([width / 2, height / 2])) / height, 0.0)
+    keys = tuple(PathKey(c2w[:3], math.degrees(fov), (i + 1) / fps, pixel_aspect=aspect, shift=tuple(shift))
+                 for i, (c2w, fov, aspect, shift) in enumerate(
+                     zip(cameras.c2w, cameras.fov.tolist(), aspects.tolist(), shifts.tolist(), strict=True)))
+    return CameraPath(keys, spline_order=1, origin=cameras.origin)
+
+
+def _exact(values: Tensor, usual: float) -> Tensor:
+    """What differs from the usual value by rounding alone is that value."""
+    return torch.where((values - usual).abs() < 1e-6, usual, values)
 
 
 def evaluate(path: CameraPath, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,18 +92,18 @@ def evaluate(path: CameraPath, t: Tensor) -> tuple[Tensor, Tensor]:
 
     Key i has its turn at t = timestamp[i-1] / timestamp[n-2], the first at 0; a loop is back there at 1.
     """
-    c2w, fov = _evaluate(path, t)
-    return c2w.float(), fov.float()
+    c2w, lenses = _sample(path, t)
+    return c2w.float(), lenses[:, 0].float()
 
 
-def _evaluate(path: CameraPath, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in double precision, for sums over many small steps."""
+def _sample(path: CameraPath, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Camera-to-world (T, 4, 4), and fov, pixel aspect, shift across and down (T, 4), at the moments t (T,); float64."""
     segment, u = _segments(path, t)
     curve = _through_keys if path.through_keys else _b_spline
     q, values = curve(path, segment, u)
     c2w = torch.eye(4, dtype=torch.float64).repeat(len(t), 1, 1)
     c2w[:, :3, :3], c2w[:, :3, 3] = quaternion_to_rotation(q), values[:, :3]
-    return c2w, values[:, 3]
+    return c2w, values[:, 3:]
 
 
 def _segments(path: CameraPath, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,17 +124,17 @@ def _segments(path: CameraPath, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _keys_at(path: CameraPath, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Quaternions (T, 4) and x, y, z, fov (T, 4) of the keys at the indices (T,), which may run over the ends."""
+    """Quaternions (T, 4), and x, y, z and the lens (T, 7) of the keys at the indices (T,), which may run over the ends."""
     index = index % len(path.keys) if path.loop else index.clamp(0, len(path.keys) - 1)
     c2w = torch.stack([key.c2w for key in path.keys]).double().cpu()
-    fov = torch.tensor([key.fov for key in path.keys], dtype=torch.float64)
-    return rotation_to_quaternion(c2w[:, :, :3])[index], torch.cat([c2w[:, :, 3], fov[:, None]], 1)[index]
+    lenses = torch.tensor([(key.fov, key.pixel_aspect, *key.shift) for key in path.keys], dtype=torch.float64)
+    return rotation_to_quaternion(c2w[:, :, :3])[index], torch.cat([c2w[:, :, 3], lenses], 1)[index]
 
 
 def _b_spline(path: CameraPath, segment: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Quaternions (T, 4) and x, y, z, fov (T, 4): weighted means of neighbouring keys."""
+    """Quaternions (T, 4) and values (T, 7): weighted means of neighbouring keys."""
     first, weights = _b_spline_weights(path.spline_order, u)
-    q = values = torch.zeros(len(u), 4, dtype=u.dtype)
+    q, values = torch.zeros(len(u), 4, dtype=u.dtype), torch.zeros(len(u), 7, dtype=u.dtype)
     for offset, weight in enumerate(weights, first):
         key_q, key_values = _keys_at(path, segment + offset)
         same_half = torch.where((q * key_q).sum(1) < 0, -weight, weight)
@@ -138,7 +155,7 @@ def _b_spline_weights(order: int, u: Tensor) -> tuple[int, tuple[Tensor, ...]]:
 
 
 def _through_keys(path: CameraPath, segment: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Quaternions (T, 4) and x, y, z, fov (T, 4) on a curve through every key: squad, and Catmull-Rom."""
+    """Quaternions (T, 4) and values (T, 7) on a curve through every key: squad, and Catmull-Rom."""
     (q0, p0), (q1, p1), (q2, p2), (q3, p3) = (_keys_at(path, segment + offset) for offset in (-1, 0, 1, 2))
     if not path.loop:       # beyond the ends the path goes on as it came, unless it is known how it did
         begins, ends = (segment == 0)[:, None], (segment >= len(path.keys) - 2)[:, None]
@@ -154,7 +171,7 @@ def _through_keys(path: CameraPath, segment: Tensor, u: Tensor) -> tuple[Tensor,
 
 
 def _came_from(before: PathKey, q1: Tensor, p1: Tensor, q2: Tensor, p2: Tensor) -> tuple[Tensor, Tensor]:
-    """Quaternions (T, 4) and x, y, z, fov (T, 4) of a key in the direction of `before`, as far from 1 as 2 is.
+    """Quaternions (T, 4) and values (T, 7) of a key in the direction of `before`, as far from 1 as 2 is.
 
     Only the direction counts: a step of a few frames beside a first leg of many, or of none, would make it swing.
     """
@@ -166,13 +183,13 @@ def _came_from(before: PathKey, q1: Tensor, p1: Tensor, q2: Tensor, p2: Tensor) 
 
 
 def _catmull_rom(p0: Tensor, p1: Tensor, p2: Tensor, p3: Tensor, u: Tensor) -> Tensor:
-    """x, y, z, fov (T, 4) from p1 to p2 as u (T, 1) goes from 0 to 1."""
-    # centripetal in space, which makes no loops where keys are unevenly far apart; the fov has no say in that
+    """x, y, z and the lens (T, 7) from p1 to p2 as u (T, 1) goes from 0 to 1."""
+    # centripetal in space, which makes no loops where keys are unevenly far apart; the lens has no say in that
     places = torch.stack([p0, p1, p2, p3])[..., :3]
     gaps = places.diff(dim=0).norm(dim=-1, keepdim=True).sqrt()
     widest = gaps.amax(0)
     gaps = torch.where(widest > 0, torch.maximum(gaps, widest / 10), torch.ones_like(gaps)).expand(3, -1, 3)
-    before, here, after = torch.cat([gaps, torch.ones_like(gaps[..., :1])], -1)
+    before, here, after = torch.cat([gaps, torch.ones_like(p0[:, 3:]).expand(3, -1, -1)], -1)
     slope1 = (p1 - p0) / before - (p2 - p0) / (before + here) + (p2 - p1) / here
     slope2 = (p2 - p1) / here - (p3 - p1) / (here + after) + (p3 - p2) / after
     v = 1 - u
@@ -233,25 +250,27 @@ def resample(path: CameraPath, frames: int, by: str = "uniform motion", scale: f
     if by == "time":
         return even
     dense = torch.linspace(0, 1, 10 * frames, dtype=torch.float64)
-    c2w, _ = _evaluate(path, dense)
+    c2w, _ = _sample(path, dense)
     moments = even_index(motion(c2w, by, scale), frames) / (10 * frames - 1)
     return torch.cat([even[:1], moments[1:-1], even[-1:]])
 
 
 def path_cameras(path: CameraPath, size: tuple[int, int], frames: int, by: str = "uniform motion",
                  scale: float | None = None, holds: int = 1) -> Cameras:
-    """The path as `frames` cameras of this size, square pixels, principal point in the picture's middle.
+    """The path as `frames` cameras of this size, which sees as much from top to bottom as the keys say.
 
     An open B-spline starts and ends at its keys by `holds` repetitions of them. See `resample` for the rest.
     """
     if not (path.loop or by == "time"):
         # only the shape counts then; equal spacing makes sure that no key is left out, whatever its time stamp says
         path = spaced(path, path.duration or 1.0) if path.through_keys or holds == 0 else held(path, holds)
-    c2w, fov = evaluate(path, resample(path, frames, by, scale))
+    c2w, lenses = _sample(path, resample(path, frames, by, scale))
+    c2w, (fov, pixel_aspect, across, down) = c2w.float(), lenses.float().unbind(1)
     K = torch.eye(3).repeat(frames, 1, 1)
-    K[:, 0, 0] = K[:, 1, 1] = 0.5 * size[0] / torch.tan(torch.deg2rad(fov) / 2)
-    K[:, 0, 2], K[:, 1, 2] = size[1] / 2, size[0] / 2
-    return check(Cameras(torch.linalg.inv(c2w), from_corner_origin(K), size), "the camera path")
+    K[:, 1, 1] = 0.5 * size[0] / torch.tan(torch.deg2rad(fov) / 2)
+    K[:, 0, 0] = K[:, 1, 1] * pixel_aspect
+    K[:, 0, 2], K[:, 1, 2] = size[1] / 2 + across * size[0], size[0] / 2 + down * size[0]
+    return check(Cameras(torch.linalg.inv(c2w), from_corner_origin(K), size, path.origin), "the camera path")
 
 
 def motion(c2w: Tensor, by: str, scale: float | None) -> Tensor:

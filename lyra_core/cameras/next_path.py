@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ..files import parse_json
-from .camera import Cameras, check
-from .camera_files import camera_path_record, load_camera_path, load_captions
+from .camera import Cameras, about, check
+from .camera_files import camera_path_record, load_camera_path
 from .camera_path import CameraPath, PathKey, path_cameras
+from .captions import parse_captions
 
 VERSION = 1
 CHUNK_FRAMES = 80  # of the Lyra 2 weights
@@ -66,7 +67,7 @@ def read(text: str, name: str = "the path") -> NextPath:
         state,
         _whole(plan.get("frames", FRAMES), 2, LONGEST, f"{name}: lyra2.frames"),
         _motion(plan.get("motion", "uniform motion"), name),
-        load_captions(json.dumps(captions)) if captions else {},
+        parse_captions(json.dumps(captions)) if captions else {},
         _whole(plan.get("seed", 1), 0, 2**64 - 1, f"{name}: lyra2.seed"),
     )
 
@@ -90,12 +91,12 @@ def cameras_of(plan: NextPath, standing: Cameras) -> Cameras:
     """
     if plan.path is None:
         return standing
-    cameras = path_cameras(plan.path, standing.size, plan.frames, plan.motion)
+    cameras = about(path_cameras(plan.path, standing.size, plan.frames, plan.motion), (0.0, 0.0, 0.0))
     K = standing.K.repeat(len(cameras), 1, 1)
     K[:, :2, :2] *= (cameras.K[:, 1, 1].to(K) / K[:, 1, 1])[:, None, None]
     w2c = cameras.w2c.to(standing.w2c)
     w2c[0], K[0] = standing.w2c[0], standing.K[0]
-    return check(replace(cameras, w2c=w2c, K=K), "the planned path")
+    return check(replace(cameras, w2c=w2c, K=K, origin=standing.origin), "the planned path")
 
 
 def text_of(cameras: Cameras, state: str = "", before: Cameras | None = None, **settings) -> str:

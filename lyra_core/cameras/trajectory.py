@@ -167,6 +167,7 @@ def pad_to_chunks(cameras: Cameras, chunk_frames: int, how: str = "hold") -> Cam
 
 def chain(first: Cameras, second: Cameras) -> Cameras:
     """`first`, then the motion of `second` from where `first` ended; the camera they share comes once."""
+    second = replace(second, origin=first.origin)   # only how it moves counts, wherever that was
     w2c = second.w2c.to(first.w2c)
     to_second = torch.linalg.inv(w2c[0].double()) @ first.w2c[-1].double()
     return join(first, replace(second, w2c=(w2c.double() @ to_second).to(w2c))[1:])

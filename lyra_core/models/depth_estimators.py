@@ -16,7 +16,7 @@ from comfy.ldm.moge.model import MoGeModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..cameras.camera import Cameras, from_normalized
+from ..cameras.camera import Cameras, from_normalized, rescaled_as_reference
 from ..memory.depth_alignment import Estimate, stretched, to_one_scale
 from ..memory.resampling import prepared
 from ..splats.alignment import seen_from_first
@@ -130,7 +130,7 @@ def _with_camera_heads(model: ModelPatcher) -> ModelPatcher:
 
 def camera_conditions(cameras: Cameras, size: tuple[int, int]) -> dict[str, Tensor]:
     """Cameras as the network was trained with: seen from the first, at a median distance of 1, K at its picture size."""
-    seen = seen_from_first(replace(cameras, w2c=cameras.w2c.float())).resized(size)
+    seen = rescaled_as_reference(seen_from_first(replace(cameras, w2c=cameras.w2c.float())), size)
     return {"extrinsics": seen.w2c[None], "intrinsics": seen.K[None].float()}
 
 

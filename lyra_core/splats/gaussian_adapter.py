@@ -7,7 +7,6 @@ and quaternions are read in another order than they are written.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -15,10 +14,8 @@ from torch import Tensor
 
 from ..cameras.camera import (
     Cameras,
-    from_corner_origin,
     quaternion_to_rotation,
     rotation_to_quaternion,
-    to_corner_origin,
 )
 from .gaussians import Gaussians
 
@@ -27,12 +24,6 @@ SMALLEST, LARGEST = 1e-5, 30.0  # standard deviations in FOOTPRINT pixels
 FOOTPRINT = 0.1  # of a pixel's width plus its height
 BANDS = ((1, 4, 0.025), (4, 9, 0.00625))  # first and last harmonic of degrees 1 and 2, and how much of them counts
 AXES = ((1, -1.0), (2, 1.0), (0, -1.0))  # degree 1 of 3DGS files: -y, z, -x
-
-
-def on_grid(cameras: Cameras, grid: tuple[int, int]) -> Cameras:
-    """The same cameras for a picture of `grid` pixels that covers the same area."""
-    corner = replace(cameras, K=to_corner_origin(cameras.K)).resized(grid)
-    return replace(corner, K=from_corner_origin(corner.K))
 
 
 def nearest(depth: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -62,7 +53,7 @@ def from_head(
             f"{views} views of {grid} don't fit density {tuple(density.shape)}, depth {tuple(depth.shape)} "
             f"and {len(cameras)} cameras"
         )
-    cameras = on_grid(cameras, grid)
+    cameras = cameras.resized(grid)
     shift, sizes, turns, sh, farther = raw.flatten(1, 2).split(CHANNELS, -1)
     distance = (nearest(depth, grid).flatten(1)[..., None] + farther) / scale
     pixel = FOOTPRINT * cameras.K_inverse[:, :2, :2].sum((1, 2))[:, None, None]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cameras.camera import Cameras, check, join
+from ..cameras.camera import Cameras, about, check, join
 from ..conditioning.framepack import LYRA2
 from ..memory.retrieval import Keyframe, SpatialMemory, retrieve
 from ..memory.warp import lift, splat
@@ -28,6 +28,7 @@ from ..memory.warp import lift, splat
 KEYFRAME_STRIDE = 8  # every 8th frame enters the memory, and the last of each chunk
 CHUNK_FRAMES = LYRA2.new_frames  # generators without the transformer may make chunks of any length
 SIZE_MULTIPLE = 16  # the VAE's 8 times the transformer's 2
+SAME_PLACE, SAME_TURN, SAME_LENS, SAME_PIXELS = 1e-3, 0.1, 5e-3, 1.0  # of the depth, degrees, relative, pixels
 LARGEST_SIDE = 2048  # pixels; 128 positions of the transformer's rotary embedding
 
 
@@ -240,7 +241,7 @@ def plan(world: World, target: Cameras, count: int = 5, views: int = 1) -> Chunk
     `count` past frames at most are retrieved for the last target camera, or for `views` cameras spread over the chunk (the
     reference's option, which also finds what is only seen on the way).
     """
-    check(target, "the target cameras")
+    target = about(check(target, "the target cameras"), world.first.cameras.origin)
     if target.size != world.size:
         raise ValueError(
             f"the target cameras are for {target.size[1]}x{target.size[0]} but the world is "
@@ -257,12 +258,50 @@ def warped_views(world: World, target: Cameras) -> tuple[Tensor, Tensor]:
     return torch.where(warp.seen[..., None], warp.features.clamp(-1, 1) * 0.5 + 0.5, 0.0), warp.seen
 
 
-def continuation(world: World, trajectory: Cameras) -> tuple[Cameras, float]:
-    """The new cameras of a trajectory whose first camera is where the world stands, and how far off that one is.
+@dataclass(frozen=True)
+class Gap:
+    """How far the first camera of a path is from the last one of a world."""
 
-    The distance is in scene units between the two camera centres.
-    """
-    gap = float((trajectory.centers[0] - world.last_camera.centers[0]).norm())
+    distance: float  # scene units between their centres
+    degrees: float  # by which it is turned
+    zoom: float  # its focal length as a multiple of the other's, of x or y, whichever is further off
+    aside: float  # pixels between their principal points
+    depth: float  # of what the world saw first, its middle, to compare the distance with
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """What the eye would see; nothing if the path goes on where the world stands."""
+        found = {
+            f"{self.distance:.3g} scene units away": self.distance > SAME_PLACE * self.depth,
+            f"turned by {self.degrees:.3g} degrees": self.degrees > SAME_TURN,
+            f"with a focal length {self.zoom:.4g} times as long": abs(self.zoom - 1) > SAME_LENS,
+            f"with its principal point {self.aside:.3g} pixels aside": self.aside > SAME_PIXELS,
+        }
+        return tuple(text for text, seen in found.items() if seen)
+
+    def __str__(self) -> str:
+        if not self.differences:
+            return "The path goes on where the world stands: same place, turn and lens."
+        return (
+            f"The path does not begin where the world stands but {', '.join(self.differences)}: the first new frame jumps. "
+            "Make the path from the world's own cameras (start), or join it to them with Lyra2EditTrajectory."
+        )
+
+
+def continuation(world: World, trajectory: Cameras) -> tuple[Cameras, Gap]:
+    """The new cameras of a trajectory whose first camera is where the world stands, and how far off that one is."""
+    here, trajectory = world.last_camera, about(trajectory, world.last_camera.origin)
+    there = trajectory[:1].resized(here.size)
+    apart = (there.w2c[0, :3, :3].double() - here.w2c[0, :3, :3].double()).norm() / 8**0.5
+    zoom = max((there.K / here.K)[0].diagonal()[:2].tolist(), key=lambda ratio: abs(np.log(ratio)))
+    depth = world.memory.keyframes[0].depth
+    gap = Gap(
+        float((there.centers[0] - here.centers[0]).norm()),
+        float(2 * torch.asin(apart.clamp(max=1)).rad2deg()),
+        zoom,
+        float((there.K - here.K)[0, :2, 2].norm()),
+        float(depth[depth > 0].median()),
+    )
     return trajectory[1:], gap
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lyra_core.cameras import camera_files, presets, trajectory
-from lyra_core.cameras.camera import Cameras, unproject
+from lyra_core.cameras.camera import Cameras, rescaled_as_reference, unproject
 from lyra_core.conditioning import schedules
 from lyra_core.conditioning.correspondence import canonical_coordinates, on_latents, ray_maps
 from lyra_core.conditioning.framepack import FramePackLayout, temporal_latents
@@ -125,7 +125,8 @@ def check_loaded_trajectory(golden: Golden) -> Iterator[Check]:
         if not source.exists():
             yield Check(str(i), skip=f"no inputs/{record['source']}/trajectory.npz beside the golden folder")
             continue
-        cameras = camera_files.load_npz(source, case["num_frames"], case["pose_scale"], tuple(case["target_hw"]))
+        cameras = camera_files.load_npz(source, case["num_frames"], case["pose_scale"])
+        cameras = rescaled_as_reference(cameras, tuple(case["target_hw"]))
         for key, found in (("w2c", cameras.w2c), ("K", cameras.K)):
             yield Check(str(i), key, relative(found, arrays[f"{key}_{i}"]), LOADED_LIMIT)
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lyra_core.cameras import camera_files, camera_path, presets, trajectory
-from lyra_core.cameras.camera import Cameras, quaternion_to_rotation
+from lyra_core.cameras import camera_files, camera_path, captions, presets, trajectory
+from lyra_core.cameras.camera import Cameras, quaternion_to_rotation, rescaled_as_reference
 
 from . import Check, Golden, relative
 
@@ -97,19 +97,21 @@ def check_custom(golden: Golden) -> Iterator[Check]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "trajectory.npz"
             np.savez(file, **contents)
-            # the reference returns too short a trajectory in silence and takes sizeless intrinsics as they are
-            cameras = camera_files.load_npz(
-                file, min(case["num_frames"], case["n_out"]), case["pose_scale"], target, stored_size=target
-            )
+            # the reference returns too short a trajectory in silence, takes sizeless intrinsics as they are, and those of
+            # another size too, which `load_npz` refuses
+            found = camera_files.read_npz(file, stored_size=target).first(min(case["num_frames"], case["n_out"]))
+        cameras = Cameras(found.w2c.float(), found.K.float(), found.sizes[0])
+        cameras = trajectory.scale(cameras, case["pose_scale"], about="origin")
+        cameras = rescaled_as_reference(cameras, target) if target else cameras
         for key, found in (("w2c", cameras.w2c), ("K", cameras.K)):
             yield Check(str(case["id"]), key, relative(found, arrays[f"{case['id']}|{key}"]), CAMERA_LIMIT)
 
 
 def check_captions(golden: Golden) -> Iterator[Check]:
     for i, case in enumerate(golden.json):
-        captions = camera_files.load_captions(json.dumps({str(key): str(key) for key in case["keys"]}))
+        texts = captions.parse_captions(json.dumps({str(key): str(key) for key in case["keys"]}))
         wrong = sum(
-            camera_files.caption_for_chunk(captions, c, case["num_frames"], chunk["n"]) != str(chunk["caption_key"])
+            captions.caption_for_chunk(texts, c, case["num_frames"], chunk["n"]) != str(chunk["caption_key"])
             for c, chunk in enumerate(case["chunks"])
         )
         yield Check(str(i), "wrong_captions", wrong, 0)
