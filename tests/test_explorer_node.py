@@ -339,3 +339,16 @@ def test_the_routes_answer_while_a_run_computes_and_foreign_pages_get_nothing(ho
     request = urllib.request.Request(host.url("/lyra2/worlds"), headers={"Origin": "http://evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(request, timeout=10)
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_the_node_speaks_the_page_s_languages_wholly(host, node, project, language):
+    ours = json.loads((project / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))["Lyra2Explorer"]
+    schema = node.define_schema()
+    inputs, outputs = ({key: set(said) for key, said in ours[kind].items()} for kind in ("inputs", "outputs"))
+    assert inputs == {i.id: {"name", "tooltip"} for i in schema.inputs}
+    assert outputs == {
+        str(number): {"name", "tooltip"} if output.tooltip else {"name"} for number, output in enumerate(schema.outputs)
+    }
+    assert ours["display_name"] and ours["description"]
+    assert host.get("/i18n")[language]["nodeDefs"]["Lyra2Explorer"] == ours

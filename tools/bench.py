@@ -1,4 +1,4 @@
-"""Measures cost: `python tools/bench.py [warp] [retrieval] [preview] [revisit] [memory] [model] [loop] [recon] [all by default]`.
+"""Measures cost: `python tools/bench.py [warp] [retrieval] [preview] [revisit] [memory] [model] [loop] [recon] [explorer] [all by default]`.
 
 Scenes and weights are made up on the spot. Every bar is a ratio or a count that holds on any machine; seconds are only
 printed. Exit status 1 if a bar is missed. The benches are in benches/.
@@ -18,6 +18,7 @@ MODULES = {
     "model": ("model",),
     "loop": ("loop",),
     "recon": ("recon",),
+    "explorer": ("explorer",),
 }
 NAMES = [name for names in MODULES.values() for name in names]
 

@@ -79,8 +79,8 @@ def _texts(source: Source) -> dict[str, str]:
         raise LibraryError(f"{file.name} is no source map with contents; {VENDOR_HELP}")
     found = {}
     for name, end in FILES.items():
-        texts = [text for path, text in zip(names, contents, strict=True) if str(path).endswith("/" + end)]
-        if len(texts) != 1 or not texts[0]:
+        texts = [text for path, text in zip(names, contents, strict=True) if text and str(path).endswith("/" + end)]
+        if len(texts) != 1:
             raise LibraryError(f"{file.name} has {len(texts)} texts of {end}; {VENDOR_HELP}")
         found[name] = texts[0]
     return found
