@@ -156,6 +156,17 @@ class Depth(io.ComfyNode):
                     optional=True,
                     tooltip="Take focal length and principal point from the first of these instead.",
                 ),
+                io.Float.Input(
+                    "median",
+                    default=0.0,
+                    min=0.0,
+                    max=10000.0,
+                    step=0.1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Scene units of the median depth, for a model without a scale or a path that is made for a certain "
+                    "distance. Twice as much: everything is twice as far. 0: as it is.",
+                ),
             ],
             outputs=[
                 types.Depth.Output(display_name="depth"),
@@ -165,11 +176,12 @@ class Depth(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, source, cameras=None) -> io.NodeOutput:
+    def execute(cls, image, source, cameras=None, median=0.0) -> io.NodeOutput:
         size = tuple(image.shape[1:3])
         _refuse_other_count(source, len(image))
         K = depths.lens(cameras, size) if cameras is not None else None
         maps = tuple(_depth_of(source, index, photo, K) for index, photo in enumerate(types.colour(image)))
+        maps = depths.with_median(maps, median) if median else maps
         return _output(maps, [_said(source, index, found) for index, found in enumerate(maps)])
 
 

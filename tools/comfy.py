@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One command line for the pack: finds or installs a ComfyUI, runs workflows, serves, tests.
 
-    python tools/comfy.py demo [IMAGE] [--frames N]     a photo becomes a world: video, splat, cameras in ./output
+    python tools/comfy.py demo [IMAGE] [--frames N] [--depth]    a photo becomes a world: video, splat, cameras in ./output
     python tools/comfy.py run WORKFLOW.json [--set NODE.INPUT=VALUE]...
     python tools/comfy.py serve [--port N]              ComfyUI with the pack, for the browser
     python tools/comfy.py test [pytest arguments]
@@ -36,6 +36,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -470,17 +471,18 @@ def progress_bar(node: dict, done: int, total: int) -> None:
         print(f"  {name}: {done}/{total}", flush=True)
 
 
-def run_workflow(path: Path, settings: list[str], output: Path) -> dict:
+def run_workflow(path: Path, settings: list[str], output: Path, change=lambda prompt: None, extra: tuple[str, ...] = ()) -> dict:
     workflow = prompts.read_workflow(path)
-    with Server(home() / "base", output) as server:
-        return run_on(server, workflow, settings)
+    with Server(home() / "base", output, *extra) as server:
+        return run_on(server, workflow, settings, change)
 
 
-def run_on(server: Server, workflow: dict, settings: list[str]) -> dict:
+def run_on(server: Server, workflow: dict, settings: list[str], change=lambda prompt: None) -> dict:
     """Run a workflow to its end and say what it said and wrote; WorkflowError unless every output of it is there."""
     object_info = server.get("/object_info")
     prompt = prompts.to_api_format(workflow, object_info)
     prompts.apply_settings(prompt, settings, server.base / "input", object_info)
+    change(prompt)
     prompts.check(prompt, object_info)
     if silent := prompts.muted_outputs(workflow, object_info):
         say(f"left out, because the workflow mutes or bypasses it: {'; '.join(silent)}")
@@ -500,13 +502,15 @@ def run_on(server: Server, workflow: dict, settings: list[str]) -> dict:
 def demo(options) -> int:
     image = options.image or DEMO / "room.png"
     width, height = size = demo_size(image)
+    path = demo_path(size)
+    change, extra = demo_depth(options, path, size)
     name = prompts.upload(str(image), home() / "base" / "input").rsplit(".", 1)[0]  # one world folder per picture
     settings = [
         f"LoadImage.image=@{image}",
         f"ImageScale.width={width}",
         f"ImageScale.height={height}",
         "ImageScale.crop=center",
-        f"Lyra2LoadTrajectory.file=@{demo_path(size)}",
+        f"Lyra2LoadTrajectory.file=@{path}",
         f"Lyra2LoadTrajectory.width={width}",
         f"Lyra2LoadTrajectory.height={height}",
         f"Lyra2LoadTrajectory.frames={options.frames}",
@@ -517,7 +521,27 @@ def demo(options) -> int:
         f"SaveGLB.filename_prefix=lyra2/{name}",
         f"Lyra2SaveTrajectory.filename_prefix=lyra2/{name}_cameras",
     ]
-    return run_command(prompts.WORKFLOWS / "custom_trajectory.json", settings, Path("output"))
+    run_workflow(prompts.WORKFLOWS / "custom_trajectory.json", settings, Path("output").resolve(), change, extra)
+    return 0
+
+
+def demo_depth(options, path: Path, size: tuple[int, int]) -> tuple[Callable[[dict], None], tuple[str, ...]]:
+    """What gives the demo's prompt its depth, and what the server needs for it; with --depth a model is fetched first."""
+    import torch
+
+    source, models = tool("demo_depth"), tool("models")
+    if options.depth and (failed := models.main(["--get", "da3-small", *["--accept-licence"] * options.accept_licence])):
+        raise SystemExit(failed)
+    found = source.best_model(models.search_folders("geometry_estimation"))
+    if found is None and options.image is None:
+        say("depth: the room that comes with the picture; --depth fetches a small depth model (Apache-2.0)")
+        return lambda prompt: None, ()
+    say(f"depth: by {found[0]}, {found[1]}" if found else "depth: by the photo's lines; --depth fetches a small model for it (Apache-2.0)")
+    tall = json.loads(path.read_text(encoding="utf-8"))["path"][0]["fov"]
+    fov = math.degrees(2 * math.atan(math.tan(math.radians(tall) / 2) * size[0] / size[1]))
+    # on a CPU the host loads MoGe in the text encoders' half precision, which can't resize pictures there
+    half = found is not None and found[0] == source.MOGE and not torch.cuda.is_available()
+    return source.source(found, fov), ("--fp32-text-enc",) * half
 
 
 def demo_size(image: Path) -> tuple[int, int]:
@@ -624,6 +648,8 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("demo", help="a photo becomes a world")
     command.add_argument("image", nargs="?", type=Path, help="the photo; a picture shipped with the project without it")
     command.add_argument("--frames", type=int, default=161, help="frames of the video, 1 + 80 per chunk")
+    command.add_argument("--depth", action="store_true", help="fetch the small Depth Anything 3 after showing its licence")
+    command.add_argument("--accept-licence", action="store_true", help="with --depth: accept it without being asked")
     command = commands.add_parser("run", help="run a workflow without a browser")
     command.add_argument("workflow", type=Path, help="a .json, or a picture or video that ComfyUI saved")
     command.add_argument(

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import glob
 import hashlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -20,8 +21,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-
-import host
 
 HUB = "https://huggingface.co"
 WAN = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
@@ -214,6 +213,15 @@ MODELS = (
         size=661_859_924,
     ),
     ModelFile(
+        name="da3-small",
+        purpose="depth up to scale, for the host's Depth Anything 3 nodes; what the demo fetches",
+        folder="geometry_estimation",
+        target="depth_anything_3_small.safetensors",
+        repo="Comfy-Org/Depth-Anything-3",
+        source="geometry_estimation/depth_anything_3_small.safetensors",
+        licence="apache",
+    ),
+    ModelFile(
         name="da3-mono",
         purpose="depth up to scale, sky marked, for the host's Depth Anything 3 nodes",
         folder="geometry_estimation",
@@ -281,7 +289,12 @@ def template_entries(names: Iterable[str]) -> list[dict[str, str]]:
 
 
 def launcher() -> ModuleType:
-    return host.load("lyra_comfy", host.TOOLS / "comfy.py")
+    """tools/comfy.py, whether or not its folder is on a path."""
+    if "lyra_comfy" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("lyra_comfy", Path(__file__).with_name("comfy.py"))
+        sys.modules["lyra_comfy"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["lyra_comfy"])
+    return sys.modules["lyra_comfy"]
 
 
 def models_folder() -> Path:

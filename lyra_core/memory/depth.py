@@ -90,6 +90,13 @@ def assumed_lens(size: tuple[int, int], horizontal_fov: float) -> Tensor:
     return pinhole(size, focal_from_fov(size, horizontal_fov)).K[0]
 
 
+def with_median(maps: tuple[DepthMap, ...], median: float) -> tuple[DepthMap, ...]:
+    """The maps, all by one factor nearer or farther, so that half of what is known is beyond `median` scene units."""
+    known = torch.cat([found.depth[found.depth > 0] for found in maps])
+    factor = median / float(known.median())
+    return tuple(DepthMap(m.depth * factor, m.K, f"{m.source}; times {factor:.4g}") for m in maps)
+
+
 def resized(depth: DepthMap, size: tuple[int, int]) -> DepthMap:
     """The map stretched to `size` with its lens; nearest neighbour as `onto`."""
     if depth.size == size:
