@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lyra_core.cameras import camera_files
 from lyra_core.cameras.camera import Cameras, pinhole
 from lyra_core.memory import depth
 from lyra_core.world import preview, world, world_files
@@ -167,7 +169,7 @@ def edit(folder: Path, change) -> None:
         (lambda f: edit(f, lambda m: m["chunks"].pop(1)), "predecessor is not listed"),
         (lambda f: edit(f, lambda m: m["chunks"][1].pop("size")), "'size' is missing"),
         (lambda f: edit(f, lambda m: m["chunks"][1].update(content="0")), "do not belong together"),
-        (lambda f: next(iter(f.glob("*.safetensors"))).unlink(), "is missing; restore it"),
+        (lambda f: next(iter(f.glob("*.safetensors"))).unlink(), r"1 of 3 files .* can.t be read:\n.* is missing"),
         (lambda f: [os.truncate(x, x.stat().st_size // 2) for x in f.glob("*.safetensors")], "bytes instead of"),
         (lambda f: [x.write_bytes(b"\xff" * x.stat().st_size) for x in f.glob("*.safetensors")], "is damaged"),
     ],
@@ -202,3 +204,163 @@ def test_unknown_chunks_and_branches_are_named(walked, tmp_path):
         world_files.load(tmp_path / "w", chunks=7)
     with pytest.raises(world_files.WorldFileError, match="0 states"):
         world_files.load(tmp_path / "w", branch="zzz")
+
+
+# ------------------------------------------------------------------------------------------------ files lost on the way
+
+CASE = Path(__file__).parent / "cases" / "world-folder-lost-a-file"
+
+
+def copied(tmp_path: Path, name: str) -> Path:
+    shutil.copytree(CASE / name, tmp_path / name)
+    return tmp_path / name
+
+
+def test_saving_a_world_writes_what_its_folder_has_lost(tmp_path):
+    whole, damaged = copied(tmp_path, "whole"), copied(tmp_path, "damaged")
+    with pytest.raises(world_files.WorldFileError, match=r"(?s)1bbe8111.* is missing .chunk 1.*save it.*load `chunks` 0"):
+        world_files.load(damaged)
+    written = world_files.save(world_files.load(whole), damaged)
+    assert [f.name for f in written] == ["1bbe8111cb42daff93b87609.safetensors", "world.json"]
+    assert len(world_files.load(damaged)) == 9 and same(world_files.load(damaged), world_files.load(whole))
+
+
+def test_walking_again_makes_what_was_lost_again(tmp_path):
+    whole, damaged = copied(tmp_path, "whole"), copied(tmp_path, "damaged")
+    cameras = camera_files.load_cameras(CASE / "path.npz")
+    begun = world_files.load(whole, chunks=0)
+    grown = preview.explore(begun, cameras, chunk_frames=4, folder=damaged)
+    assert len(grown) == 9 and world_files.load(damaged).keys == world_files.load(whole).keys
+    for found, expected in zip(world_files.load(damaged).memory.keyframes, world_files.load(whole).memory.keyframes, strict=True):
+        torch.testing.assert_close(found.depth, expected.depth)  # another machine's, to the last bit but one
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def swapped(file: Path) -> None:
+    """As large, readable, and of another chunk."""
+    other = next(f for f in sorted(file.parent.glob("*.safetensors")) if f.stat().st_size == file.stat().st_size and f != file)
+    shutil.copyfile(other, file)
+
+
+DAMAGES = {
+    "lost": lambda file: file.unlink(),
+    "cut off": cut,
+    "emptied": lambda file: file.write_bytes(b""),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b"0"),
+    "nonsense": lambda file: file.write_bytes(b"\xff" * file.stat().st_size),
+}
+
+
+def of_state(folder: Path, index: int) -> Path:
+    return folder / list(world_files.read_manifest(folder).values())[index].file
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_happened_to_a_file_saving_and_walking_make_it_whole(walked, tmp_path, damage, index):
+    for heal in ("save", "walk"):
+        folder = tmp_path / heal
+        world_files.save(walked, folder)
+        branch = preview.explore(world.rewind(walked, 1), path(9, 0.5), chunk_frames=8, folder=folder)
+        file = of_state(folder, index)
+        before = {f.name: f.read_bytes() for f in folder.glob("*.safetensors")}
+        DAMAGES[damage](file)
+        with pytest.raises(world_files.WorldFileError, match=file.name):
+            world_files.load(folder, branch=walked.key)
+        if heal == "save":
+            assert world_files.save(walked, folder) == [file, folder / "world.json"]
+        else:
+            assert same(preview.explore(photo_world(), path(17), chunk_frames=8, folder=folder), walked)
+        assert same(world_files.load(folder, branch=walked.key), walked)
+        assert same(world_files.load(folder, branch=branch.key), branch)
+        assert {f.name: f.read_bytes() for f in folder.glob("*.safetensors")} == before
+
+
+def test_a_file_that_is_another_chunk_s_is_noticed_and_replaced(tmp_path):
+    walked = preview.explore(photo_world(), path(25), chunk_frames=8)
+    folder = tmp_path / "w"
+    world_files.save(walked, folder)
+    file = of_state(folder, 3)
+    before = file.read_bytes()
+    swapped(file)
+    with pytest.raises(world_files.WorldFileError, match=f"{file.name} holds the frames from .* swapped"):
+        world_files.load(folder)
+    assert world_files.save(walked, folder) == [file, folder / "world.json"]
+    swapped(file)
+    assert same(preview.explore(photo_world(), path(25), chunk_frames=8, folder=folder), walked)
+    assert file.read_bytes() == before and same(world_files.load(folder), walked)
+
+
+def test_everything_that_is_missing_is_named_at_once(walked, tmp_path):
+    world_files.save(walked, tmp_path)
+    files = [of_state(tmp_path, index) for index in (0, 2)]
+    for file in files:
+        file.unlink()
+    with pytest.raises(world_files.WorldFileError) as refused:
+        world_files.load(tmp_path)
+    assert all(file.name in str(refused.value) for file in files) and "2 of 3 files" in str(refused.value)
+    assert "(the photo)" in str(refused.value) and "load `chunks`" not in str(refused.value)
+
+
+def test_a_walk_that_finds_its_chunk_heals_the_earlier_ones_and_leaves_the_latest_state(walked, tmp_path):
+    world_files.save(walked, tmp_path)
+    entry = list(world_files.read_manifest(tmp_path).values())[2]
+    branch = preview.explore(world.rewind(walked, 1), path(9, 0.5), chunk_frames=8, folder=tmp_path)
+    of_state(tmp_path, 0).unlink()
+    found = world_files.made_before(tmp_path, world.rewind(walked, 1), entry.prompt, entry.settings)
+    assert same(found, walked) and world_files.load(tmp_path).key == branch.key
+
+
+def test_a_damaged_list_is_not_written_over_but_the_way_out_is_named(walked, tmp_path):
+    world_files.save(walked, tmp_path)
+    cut(tmp_path / "world.json")
+    with pytest.raises(world_files.WorldFileError, match="or remove world.json and save again"):
+        world_files.save(walked, tmp_path)
+    (tmp_path / "world.json").unlink()
+    world_files.save(walked, tmp_path)
+    assert same(world_files.load(tmp_path), walked)
+
+
+def test_saving_reads_no_whole_world(walked, tmp_path, monkeypatch):
+    """Of frames that are there already only the ends are looked at."""
+    world_files.save(walked, tmp_path)
+    read = []
+    unsliced = world_files._same
+    monkeypatch.setattr(world_files, "WHOLE", 1000)
+
+    class Counted:
+        def __init__(self, found):
+            self.found = found
+
+        def get_slice(self, name):
+            part = self.found.get_slice(name)
+
+            class Slice:
+                def __getitem__(self, at):
+                    read.append(part[at].numel())
+                    return part[at]
+
+                get_shape = part.get_shape
+
+            return Slice()
+
+        def get_tensor(self, name):
+            read.append(self.found.get_tensor(name).numel())
+            return self.found.get_tensor(name)
+
+    monkeypatch.setattr(world_files, "_same", lambda found, name, tensor: unsliced(Counted(found), name, tensor))
+    assert world_files.save(walked, tmp_path) == [tmp_path / "world.json"]
+    assert 0 < sum(read) < 0.5 * sum(c.frames.numel() for c in (walked.first, *walked.chunks))
+
+
+def test_a_disk_that_takes_less_than_it_was_given_is_noticed(walked, tmp_path, monkeypatch):
+    def lying(handle):
+        os.ftruncate(handle if isinstance(handle, int) else handle.fileno(), 10)
+
+    monkeypatch.setattr(world_files.os, "fsync", lying)
+    with pytest.raises(world_files.WorldFileError, match="only 10 of"):
+        world_files.save(walked, tmp_path / "w")
+    assert not list((tmp_path / "w").iterdir())

@@ -6,6 +6,9 @@
 Files are named by what they contain and never change; each is written beside its place and moved there in one step, and
 world.json last. So a crash costs at most the chunk that was being written, saving again costs only what is new, and a
 branch is a second chunk with the same parent. Nothing in the folder is ever removed by saving.
+
+A file that was lost, cut off or swapped since (cloud drives and copies do that) is written again by whoever has the world at
+hand: by saving it, and by walking the same path again.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from .world import Chunk, Latents, World
 
 MANIFEST = "world.json"
 FORMAT, VERSION = "lyra-world", 2  # 2: latents and exact last frames
+WHOLE = 1 << 16  # numbers; larger tensors are compared at their ends
 
 
 class WorldFileError(ValueError):
@@ -49,10 +53,16 @@ class Entry:
 def save(world: World, folder: Path) -> list[Path]:
     """Make `folder` hold this world as its latest state; returns the files that were written.
 
-    Other branches in the folder stay. WorldFileError if the folder holds something else.
+    What is there already is looked at, and written again unless it is what it should be. Other branches in the folder stay.
+    WorldFileError if the folder holds something else.
     """
     folder = Path(folder)
-    entries = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    try:
+        entries = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    except WorldFileError as problem:
+        raise WorldFileError(
+            f"{problem}; or remove {MANIFEST} and save again: it then lists this world, and no other branches"
+        ) from None
     if (
         not entries
         and folder.exists()
@@ -60,31 +70,68 @@ def save(world: World, folder: Path) -> list[Path]:
     ):
         raise WorldFileError(f"{folder} holds other files but no {MANIFEST}; choose an empty folder or a saved world")
     folder.mkdir(parents=True, exist_ok=True)
+    written = _complete(world, folder, entries)
+    _write_manifest(folder, entries, world.key, world.size)
+    return [*written, folder / MANIFEST]
+
+
+def _complete(world: World, folder: Path, entries: dict[str, Entry]) -> list[Path]:
+    """Write those chunks of a world that the folder lacks or that are not what they should be, and list them in `entries`."""
     written = []
     for index, (key, chunk) in enumerate(zip(world.keys, (world.first, *world.chunks), strict=True)):
-        if key in entries:
+        tensors, entry = _tensors(world, index, chunk), entries.get(key)
+        if entry and not _fault(folder, entry) and _holds(folder / entry.file, tensors):
             continue
         file = folder / f"{key[:24]}.safetensors"
-        _write(file, serialize(_tensors(world, index, chunk)))
-        entries[key] = Entry(
-            key,
-            world.keys[index - 1] if index else None,
-            chunk.key,
-            file.name,
-            file.stat().st_size,
-            chunk.prompt,
-            dict(chunk.settings),
-        )
+        # copies, because safetensors refuses tensors that share memory
+        content = serialize({n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()})
+        _write(file, content)
+        parent = world.keys[index - 1] if index else None
+        entries[key] = Entry(key, parent, chunk.key, file.name, len(content), chunk.prompt, dict(chunk.settings))
         written.append(file)
+    return written
+
+
+def _write_manifest(folder: Path, entries: Mapping[str, Entry], latest: str, size: tuple[int, int]) -> None:
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "size": list(world.size),
-        "latest": world.key,
+        "size": list(size),
+        "latest": latest,
         "chunks": [vars(e) for e in entries.values()],
     }
     _write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    return [*written, folder / MANIFEST]
+
+
+def _fault(folder: Path, entry: Entry) -> str:
+    """Why a listed file can't be read, as far as a look at it from outside tells; empty if it can."""
+    file = folder / entry.file
+    if not file.is_file():
+        return "is missing"
+    if (found := file.stat().st_size) != entry.size:
+        return f"has {found} bytes instead of {entry.size}: it was cut off or changed"
+    return ""
+
+
+def _holds(file: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file holds these tensors; of large ones the ends are compared, so that a save reads no whole world."""
+    try:
+        with safe_open(file, framework="pt") as found:
+            names = set(found.keys())
+            return all(name in names and _same(found, name, tensor) for name, tensor in tensors.items())
+    except (SafetensorError, OSError, RuntimeError):
+        return False
+
+
+def _same(found, name: str, tensor: Tensor) -> bool:
+    if tuple(found.get_slice(name).get_shape()) != tuple(tensor.shape):
+        return False
+    if tensor.ndim == 0 or tensor.numel() <= WHOLE:
+        pairs = [(found.get_tensor(name), tensor)]
+    else:
+        ends = slice(0, 1), slice(len(tensor) - 1, len(tensor))
+        pairs = [(found.get_slice(name)[end], tensor[end]) for end in ends]
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -95,6 +142,8 @@ def _write(file: Path, content: bytes) -> None:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
+        if partial.stat().st_size != len(content):
+            raise WorldFileError(f"{file}: only {partial.stat().st_size} of {len(content)} bytes got onto the disk")
         os.replace(partial, file)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -102,6 +151,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _tensors(world: World, index: int, chunk: Chunk) -> dict[str, Tensor]:
+    """What the file of a chunk holds; index 0 is the photo."""
     start = 0 if index == 0 else 1 + sum(len(c.frames) for c in world.chunks[: index - 1])
     tensors = {
         "first_frame": torch.tensor(start),
@@ -125,9 +175,7 @@ def _tensors(world: World, index: int, chunk: Chunk) -> dict[str, Tensor]:
                 f"w2c.{keyframe.frame}": keyframe.camera.w2c,
                 f"K.{keyframe.frame}": keyframe.camera.K,
             }
-    return {
-        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }  # safetensors refuses tensors that share memory
+    return tensors
 
 
 def read_manifest(folder: Path) -> dict[str, Entry]:
@@ -197,8 +245,12 @@ def load(folder: Path, chunks: int | None = None, branch: str = "") -> World:
         if not 0 <= chunks < len(chain):
             raise WorldFileError(f"{folder}: this branch has {len(chain) - 1} chunks; there is no state after {chunks}")
         chain = chain[: chunks + 1]
+    _check_files(folder, chain)
     size = tuple(manifest["size"])
-    parts = [_load_chunk(folder, entry, size) for entry in chain]
+    parts, first = [], 0
+    for entry in chain:
+        parts.append(_load_chunk(folder, entry, size, first))
+        first += len(parts[-1][0].frames)
     memory = SpatialMemory(tuple(k for _, keyframes in parts for k in keyframes))
     world = World(parts[0][0], tuple(chunk for chunk, _ in parts[1:]), memory)
     if world.keys != tuple(e.key for e in chain):
@@ -217,9 +269,40 @@ def continuing(folder: Path, world: World) -> list[Entry]:
 
 
 def made_before(folder: Path, world: World, prompt: str, settings: Mapping) -> World | None:
-    """The saved world one chunk on, if this very chunk was made in that folder before."""
-    same = (e for e in continuing(folder, world) if e.prompt == prompt and e.settings == settings)
-    return next((load(folder, branch=e.key) for e in same), None)
+    """The world one chunk on, if this very chunk was made in that folder before and its file is whole.
+
+    Files of the chunks before it that were lost or damaged are written again.
+    """
+    folder = Path(folder)
+    for entry in continuing(folder, world):
+        if entry.prompt == prompt and entry.settings == settings and not _fault(folder, entry):
+            try:
+                chunk, keyframes = _load_chunk(folder, entry, world.size, len(world))
+            except WorldFileError:
+                continue  # it will be made again
+            grown = World(world.first, (*world.chunks, chunk), world.memory.remember(*keyframes))
+            if grown.key == entry.key:
+                entries = read_manifest(folder)
+                if _complete(world, folder, entries):
+                    _write_manifest(folder, entries, latest(folder)[0], world.size)
+                return grown
+    return None
+
+
+def _check_files(folder: Path, chain: list[Entry]) -> None:
+    """WorldFileError that names every file of a state that is missing or cut off, and what can be done."""
+    faults = [(index, entry, fault) for index, entry in enumerate(chain) if (fault := _fault(folder, entry))]
+    if not faults:
+        return
+    lines = [f"{folder / entry.file} {fault}" + (f" (chunk {i})" if i else " (the photo)") for i, entry, fault in faults]
+    whole = faults[0][0] - 1
+    fewer = f", or load `chunks` {whole}, which are whole" if whole >= 0 else ""
+    raise WorldFileError(
+        f"{len(faults)} of {len(chain)} files of this state can't be read:\n"
+        + "\n".join(lines)
+        + "\nWhoever has this world open can save it to this folder again, which writes them; walking the same path again with "
+        f"`save_to` on it makes them again; else restore them from a backup{fewer}"
+    )
 
 
 def _ancestry(by_key: dict[str, Entry], key: str, folder: Path) -> list[Entry]:
@@ -231,15 +314,8 @@ def _ancestry(by_key: dict[str, Entry], key: str, folder: Path) -> list[Entry]:
     return chain
 
 
-def _load_chunk(folder: Path, entry: Entry, size: tuple[int, int]) -> tuple[Chunk, list[Keyframe]]:
+def _load_chunk(folder: Path, entry: Entry, size: tuple[int, int], first: int) -> tuple[Chunk, list[Keyframe]]:
     file = folder / entry.file
-    if not file.is_file():
-        raise WorldFileError(f"{file} is missing; restore it, or load fewer chunks")
-    if file.stat().st_size != entry.size:
-        raise WorldFileError(
-            f"{file} has {file.stat().st_size} bytes instead of {entry.size}: it was cut off or changed; "
-            "restore it, or load the chunks before it"
-        )
     try:
         with safe_open(file, framework="pt") as tensors:
             found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
@@ -248,6 +324,11 @@ def _load_chunk(folder: Path, entry: Entry, size: tuple[int, int]) -> tuple[Chun
         if frames.dtype != torch.uint8 or frames.shape != (len(cameras), *size, 3):
             raise WorldFileError(
                 f"{file}: expected {len(cameras)} frames of {size[1]}x{size[0]}, found {tuple(frames.shape)}"
+            )
+        if int(found["first_frame"]) != first:
+            raise WorldFileError(
+                f"{file} holds the frames from {int(found['first_frame'])} on, not those from {first}: it was swapped with another "
+                "file; restore it, or save the world again"
             )
         bits = found["invented"]
         if bits.dtype != torch.uint8 or bits.shape != (len(cameras), size[0], size[1] // 8):
