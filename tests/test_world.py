@@ -496,8 +496,32 @@ def test_a_source_only_adds_the_surfaces_that_no_earlier_one_shows():
     twice = replace(plan(world, AWAY), retrieved=())
     source = remembered_sources(world, twice)[0]
     again = preview_._source(source.image, source.invented, source.depth, source.camera, [source])
-    assert len(source.surface.xyz) == source.depth.numel() and not len(again.surface.xyz)
-    image, invented, depth = look_up([source], source.camera)
-    assert_close(image, source.image, atol=1e-3, rtol=0)
-    assert not invented.any()
-    assert_close(depth, source.depth, rtol=0.02, atol=0)
+    assert len(source.surface) == (SIZE[0] - 1) * (SIZE[1] - 1) and not len(again.surface)
+    look = look_up([source], source.camera)
+    assert_close(look.image, source.image, atol=1e-3, rtol=0)
+    assert look.found.all() and not look.invented.any()
+    assert_close(look.depth, source.depth, rtol=0.02, atol=0)
+
+
+def test_a_view_is_looked_up_on_the_device_that_its_sources_are_on(there_and_back):
+    *_, back = there_and_back
+    sources, camera = remembered_sources(back, plan(back, AWAY)), camera_at(yaw=0.7)
+    expected = look_up(sources, camera)
+    with torch.device("meta"):  # whatever is made without naming a device lands there, and can't be mixed with the rest
+        found = look_up(sources, camera)
+    assert not found.found.all() and torch.equal(found.image, expected.image)
+
+
+def test_nothing_behind_shows_through_a_foreground_that_is_magnified():
+    world = red_square_before_blue(distance=1.0)
+    look = look_up(remembered_sources(world, plan(world, AWAY)), camera_at((0.0, 0.0, 0.7)))
+    assert look.found.all() and (look.image[:, 10:86, 0] > 0.8).float().mean() > 0.99  # 24 pixels are 80 from there
+
+
+def test_the_photo_is_looked_at_even_where_later_frames_show_as_much(there_and_back):
+    """Those were resampled from it: its colours must not fade with every return."""
+    _, away, back = there_and_back
+    later = replace(plan(back, AWAY), retrieved=(8,))
+    assert torch.equal(remembered_sources(back, later)[0].depth, back.memory[0].depth)
+    alone = remembered_sources(back, replace(later, retrieved=()))
+    assert len(alone) == 1 and torch.equal(alone[0].camera.w2c[0], back.last_camera.w2c[0])

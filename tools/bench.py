@@ -1,4 +1,4 @@
-"""Measures cost: `python tools/bench.py [warp] [retrieval] [preview] [revisit] [memory] [model] [loop] [recon] [explorer] [all by default]`.
+"""Measures cost: `python tools/bench.py [NAME]...`, all by default; the names are in MODULES.
 
 Scenes and weights are made up on the spot. Every bar is a ratio or a count that holds on any machine; seconds are only
 printed. Exit status 1 if a bar is missed. The benches are in benches/.
@@ -14,7 +14,7 @@ import host
 from benches import Result
 
 MODULES = {
-    "geometry": ("warp", "retrieval", "preview", "revisit", "memory"),
+    "geometry": ("warp", "retrieval", "preview", "control", "revisit", "memory"),
     "model": ("model",),
     "loop": ("loop",),
     "recon": ("recon",),

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from ..cameras.camera import Cameras, project, unproject
+from ..cameras.camera import Cameras
 from ..memory.depth import sharpened
-from ..memory.warp import Points, lift, merge, splat
+from ..memory.patches import Patches, draw, merge, patches
 from . import world_files
 from .world import (
     CHUNK_FRAMES,
@@ -52,8 +52,20 @@ class Source:
     image: Tensor  # (H, W, 3) 0..1
     invented: Tensor  # (H, W) bool
     depth: Tensor  # (H, W), 0 = unknown, no pixels floating at silhouettes
+    disparity: Tensor  # (H, W) 1 / depth, 0 = unknown
     camera: Cameras  # length 1
-    surface: Points  # of the pixels that show what no earlier source does
+    new: Tensor  # (H, W) bool: shows what no earlier source does
+    surface: Patches  # of those pixels
+
+
+@dataclass(frozen=True)
+class Look:
+    """One new view, looked up."""
+
+    image: Tensor  # (H, W, 3) 0..1
+    invented: Tensor  # (H, W) bool: made up, here or in the frame that shows it
+    depth: Tensor  # (H, W), complete
+    found: Tensor  # (H, W) bool: some frame shows it
 
 
 @dataclass(frozen=True)
@@ -118,12 +130,13 @@ def generate(
     for done, index in enumerate(coarse_to_fine(plan)):
         near = sorted(sorted(fresh, key=lambda i: abs(i - index))[:NEIGHBOURS])
         camera = plan.target[index]
-        image, made_up, depth = look_up([*sources, *(fresh[i] for i in near)], camera)
-        frames[index], invented[index] = to_uint8(image), made_up
+        look = look_up([*sources, *(fresh[i] for i in near)], camera)
+        frames[index], invented[index] = to_uint8(look.image), look.invented
         frame = plan.first_frame + index
         if frame in keyframes:
-            depths[frame] = depth
-            fresh[index] = _source(to_float(frames[index]), made_up, depth, camera, [*sources, *fresh.values()])
+            depths[frame] = look.depth
+            earlier = [*sources, *fresh.values()]
+            fresh[index] = _source(to_float(frames[index]), look.invented, look.depth, camera, earlier)
         on_frame(done + 1, count, frames[index])
     return Preview(frames, invented, depths)
 
@@ -142,9 +155,12 @@ def coarse_to_fine(plan: ChunkPlan) -> list[int]:
 
 
 def remembered_sources(world: World, plan: ChunkPlan) -> list[Source]:
-    """The retrieved frames, oldest first, then the newest frame."""
-    newest = max(world.memory.frames)
-    frames = sorted({*plan.retrieved, newest}, key=lambda f: (f != 0, f >= 0, abs(f)))
+    """The photo and the retrieved frames, oldest first, then the newest frame; that one alone if none was retrieved.
+
+    Retrieval leaves the photo out where later frames show all that it does; but those were resampled from it.
+    """
+    photo = {0} if plan.retrieved else set()
+    frames = sorted({*photo, *plan.retrieved, max(world.memory.frames)}, key=lambda f: (f != 0, f >= 0, abs(f)))
     sources: list[Source] = []
     for frame in frames:
         keyframe = world.memory[frame]
@@ -157,21 +173,20 @@ def remembered_sources(world: World, plan: ChunkPlan) -> list[Source]:
 
 def _source(image: Tensor, invented: Tensor, depth: Tensor, camera: Cameras, earlier: list[Source]) -> Source:
     new = depth > 0
-    if earlier and new.any():
-        points = unproject(depth[None], camera)[0][new]
-        shown = torch.zeros(len(points), dtype=torch.bool)
-        for source in earlier:
-            left = ~shown
-            shown[left] = _trace(points[left], source)[0]
-        new[new.clone()] = ~shown
-    surface = lift(torch.where(new, depth, 0.0), camera, image.new_zeros(*depth.shape, 0), continuity=None)
-    return Source(image, invented, depth, camera, surface)
+    left = new.view(-1).nonzero()[:, 0]
+    points = _lifted(depth, camera, left)
+    for source in earlier:
+        which, *_ = _trace(points, source)
+        new.view(-1)[left[which]] = False
+        left, points = (_without(which, part) for part in (left, points))
+    disparity = torch.where(depth > 0, 1 / depth.clamp_min(1e-12), 0.0)
+    return Source(image, invented, depth, disparity, camera, new, patches(depth, camera, new))
 
 
-def look_up(sources: list[Source], camera: Cameras) -> tuple[Tensor, Tensor, Tensor]:
-    """One new view: image (H, W, 3), which pixels are made up (H, W), and its depth (H, W), complete."""
-    warp = splat(merge(*(s.surface for s in sources)), camera)
-    depth, covered = warp.depth[0], warp.seen[0]
+def look_up(sources: list[Source], camera: Cameras) -> Look:
+    """One new view, complete: what no source shows is made up."""
+    depth = surface_depth(sources, camera)
+    covered = depth > 0
     if covered.any():
         depth[~covered] = continued(depth[..., None], depth, covered)[:, 0]
     else:
@@ -188,46 +203,65 @@ def look_up(sources: list[Source], camera: Cameras) -> tuple[Tensor, Tensor, Ten
         _find(sources, camera, depth, image, invented, found)
         if not found.all():
             image[~found] = _made_up(image, depth, found)
-    return image, invented, depth
+    return Look(image, invented, depth, found)
+
+
+def surface_depth(sources: list[Source], camera: Cameras) -> Tensor:
+    """Depth (H, W) of the nearest remembered surface in each pixel of a new view, 0 where there is none."""
+    return draw(merge(*(s.surface for s in sources)), camera)
 
 
 def _find(
     sources: list[Source], camera: Cameras, depth: Tensor, image: Tensor, invented: Tensor, found: Tensor
 ) -> None:
     """Fill `image`, `invented` and `found` where the surface at `depth` is shown by a source, the first one that does."""
-    points = unproject(depth[None], camera)[0]
+    left = (~found).view(-1).nonzero()[:, 0]
+    points = _lifted(depth, camera, left)
     for source in sources:
-        left = ~found
-        if not left.any():
-            break
-        shown, colours, made_up = _trace(points[left], source)
-        target = left.nonzero()[shown].unbind(1)
-        image[target], invented[target], found[target] = colours, made_up, True
+        which, colours, made_up = _trace(points, source)
+        target = left[which]
+        image.view(-1, 3)[target], invented.view(-1)[target], found.view(-1)[target] = colours, made_up, True
+        left, points = (_without(which, part) for part in (left, points))
+
+
+def _lifted(depth: Tensor, camera: Cameras, pixels: Tensor) -> Tensor:
+    """World points (3, N) of pixels (N,) of a depth map (H, W), counted row by row."""
+    width = depth.shape[1]
+    grid = torch.stack([pixels % width, pixels // width, torch.ones_like(pixels)]).to(depth)
+    rays = (camera.c2w[0, :3, :3] @ camera.K_inverse[0]) @ grid
+    return rays.mul_(depth.view(-1)[pixels]).add_(camera.centers[0][:, None])
+
+
+def _without(which: Tensor, values: Tensor) -> Tensor:
+    """Values (..., N) but those at `which` (M,)."""
+    kept = torch.ones(values.shape[-1], dtype=torch.bool, device=values.device)
+    kept[which] = False
+    return values[..., kept.nonzero()[:, 0]]
 
 
 def _trace(points: Tensor, source: Source) -> tuple[Tensor, Tensor, Tensor]:
-    """Where world points (N, 3) appear in a source.
+    """Where world points (3, N) appear in a source.
 
-    Returns shown (N,) bool (inside the picture and on the surface that is there), and for the M shown ones their colours
-    (M, 3) and whether those were made up (M,).
+    Returns which (M,) are shown (inside the picture and on the surface that is there), their colours (M, 3) and whether
+    those were made up (M,).
     """
     height, width = source.depth.shape
-    uv, z = (v[0] for v in project(points, source.camera))
-    u, v = uv.unbind(-1)
+    w2c, K = source.camera.w2c[0], source.camera.K[0]
+    x, y, z = (K @ w2c[:3, :3]) @ points + (K @ w2c[:3, 3:])
+    u, v = x / z, y / z
     inside = (z > 0) & (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
     which = inside.nonzero()[:, 0]
-    u, v, z = u[which].clamp(0, width - 1), v[which].clamp(0, height - 1), z[which]
+    u, v, expected = u[which].clamp_(0, width - 1), v[which].clamp_(0, height - 1), 1 / z[which]
     # disparity is linear on planes, so interpolating it is exact on them; across a silhouette it matches neither side,
     # and the nearest pixel decides
-    disparity = torch.where(source.depth > 0, 1 / source.depth.clamp_min(1e-12), 0.0)
-    smooth = _sample(disparity[..., None], u, v)[:, 0]
-    nearest = disparity[v.round().long(), u.round().long()]
-    expected = 1 / z
-    agrees = ((smooth - expected).abs() < AGREEMENT * expected) | ((nearest - expected).abs() < AGREEMENT * expected)
-    which, u, v = which[agrees], u[agrees], v[agrees]
-    shown = torch.zeros(len(points), dtype=torch.bool)
-    shown[which] = True
-    return shown, _sample(source.image, u, v), source.invented[v.round().long(), u.round().long()]
+    smooth = _sample(source.disparity[..., None], u, v)[:, 0]
+    nearest = v.round().long() * width + u.round().long()
+    limit = AGREEMENT * expected
+    agrees = (smooth - expected).abs() < limit
+    agrees |= (source.disparity.view(-1)[nearest] - expected).abs() < limit
+    agrees = agrees.nonzero()[:, 0]
+    colours = _sample(source.image, u[agrees], v[agrees])
+    return which[agrees], colours, source.invented.view(-1)[nearest[agrees]]
 
 
 def _sample(image: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -249,7 +283,7 @@ def _made_up(image: Tensor, depth: Tensor, known: Tensor) -> Tensor:
     while min(pyramid[-1].shape[:2]) > 4:
         coarser = F.avg_pool2d(pyramid[-1].permute(2, 0, 1)[None], 2, ceil_mode=True, count_include_pad=False)
         pyramid.append(coarser[0].permute(1, 2, 0))
-    distance = torch.from_numpy(distance_transform_edt(~known.numpy())).float()[~known]
+    distance = torch.from_numpy(distance_transform_edt(~known.cpu().numpy())).to(image)[~known]
     level = torch.log2(1 + distance / SOFTNESS).clamp(max=len(pyramid) - 1)
     result = image.new_zeros(len(holes), 3)
     for i, coarse in enumerate(pyramid):
@@ -293,7 +327,7 @@ def _nearest_known(known: Tensor, row: Tensor, column: Tensor, axis: int, step: 
     """Row and column of the first known pixel before (step 1) or after (-1) each given one along an axis, and if there is."""
     seen = known if step == 1 else known.flip(axis)
     count = known.shape[axis]
-    index = torch.arange(count, dtype=torch.int32)
+    index = torch.arange(count, dtype=torch.int32, device=known.device)
     last = torch.where(seen, index[:, None] if axis == 0 else index, -1).cummax(axis).values
     where = (row, column)[axis] if step == 1 else count - 1 - (row, column)[axis]
     found = (last[where, column] if axis == 0 else last[row, where]).long()

@@ -1,4 +1,4 @@
-"""What the geometry costs: warp, retrieval, preview, coming back, memory."""
+"""What the geometry costs and what it is worth: warp, retrieval, preview, control views, coming back, memory."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from lyra_core.cameras import camera_files, presets, trajectory
 from lyra_core.cameras.camera import Cameras, pinhole
 from lyra_core.memory.depth import room_box
 from lyra_core.memory.retrieval import Keyframe, retrieve
-from lyra_core.memory.warp import lift, splat, splat_views
+from lyra_core.memory.warp import lift, merge, splat, splat_views
 from lyra_core.world import preview
-from lyra_core.world.world import World, append, begin, plan, to_float
+from lyra_core.world.world import World, append, begin, plan, to_float, to_uint8
 
-from . import Result, peak_mib, seconds
+from . import Result, peak_mib, scenes, seconds
 
 TOOLS = Path(__file__).resolve().parents[1]
 SIZE = (480, 832)
@@ -178,7 +178,7 @@ def one_more(world: World, target: Cameras) -> World:
 
 
 def bench_preview(frames: int = 16) -> Iterator[Result]:
-    spent, original = [], preview.splat
+    spent, original = [], preview.surface_depth
 
     def timed(*arguments, **options):
         start = time.perf_counter()
@@ -187,7 +187,7 @@ def bench_preview(frames: int = 16) -> Iterator[Result]:
         return found
 
     path, world = walk(2 * frames + 1), first_world()
-    preview.splat = timed
+    preview.surface_depth = timed
     try:
         for number, target in enumerate((path[1 : frames + 1], path[frames + 1 :]), 1):
             spent.clear()
@@ -195,9 +195,72 @@ def bench_preview(frames: int = 16) -> Iterator[Result]:
             world = one_more(world, target)
             whole = time.perf_counter() - start
             yield Result(f"preview: chunk {number}, per frame of {SIZE[1]}x{SIZE[0]}", f"{whole / frames:.2f} s")
-            yield Result(f"preview: chunk {number}, share of it in splat", f"{100 * sum(spent) / whole:.0f} %")
+            yield Result(f"preview: chunk {number}, share of it in the surfaces' depth", f"{100 * sum(spent) / whole:.0f} %")
     finally:
-        preview.splat = original
+        preview.surface_depth = original
+
+
+# -------------------------------------------------------------------------------------------------------------- control
+
+CONTROL_FRAMES, CONTROL_STEP = 80, 12  # of a chunk; every how many of the second chunk's are looked at
+
+
+def into_the_room(frames: int) -> Cameras:
+    """Ahead between the columns, swaying: what stands near is magnified a few times."""
+    share = torch.linspace(0, 1, frames)
+    yaw, cameras = 0.3 * torch.sin(2.2 * share), pinhole(SIZE, 620.0, frames)
+    centers = torch.stack([0.5 * torch.sin(2.6 * share), -0.15 * share, 2.6 * share], 1)
+    w2c = cameras.w2c.clone()
+    w2c[:, 0, 0], w2c[:, 0, 2], w2c[:, 2, 0], w2c[:, 2, 2] = yaw.cos(), yaw.sin(), -yaw.sin(), yaw.cos()
+    w2c[:, :3, 3] = -(w2c[:, :3, :3] @ centers[..., None])[..., 0]
+    return Cameras(w2c, cameras.K, SIZE)
+
+
+def one_point_a_pixel(sources: list[preview.Source], camera: Cameras) -> Tensor:
+    """What `preview.surface_depth` was: of every pixel that shows something new one point, through the transformer's warp."""
+    points = [lift(torch.where(s.new, s.depth, 0.0), s.camera, s.image[..., :0], continuity=None) for s in sources]
+    return splat(merge(*points), camera).depth[0]
+
+
+def bench_control() -> Iterator[Result]:
+    """The second chunk of a room of which everything is known: what its control views show, and whether that is there."""
+    path, end = into_the_room(2 * CONTROL_FRAMES + 1), CONTROL_FRAMES
+    keyframes = [0, *range(8, end + 1, 8)]
+    pictures, depths = scenes.traced(scenes.FURNISHED, path[keyframes])
+    world = begin(pictures[0], depths[0], path[0])
+    first = plan(world, path[1 : end + 1])
+    frames = torch.zeros(end, *SIZE, 3, dtype=torch.uint8)
+    frames[7::8] = to_uint8(pictures[1:])
+    seen = torch.zeros(frames.shape[:3], dtype=torch.bool)
+    world = append(world, first, frames, seen, dict(zip(keyframes[1:], depths[1:], strict=True)))
+    sources = preview.remembered_sources(world, plan(world, path[end + 1 :], views=preview.VIEWS))
+    asked = path[list(range(end + CONTROL_STEP, len(path), CONTROL_STEP))]
+    truth = scenes.traced(scenes.FURNISHED, asked)
+    spent, original = {}, preview.surface_depth
+    for name, way in (("one point a pixel", one_point_a_pixel), ("surfaces", original)):
+        preview.surface_depth = way
+        try:
+            preview.look_up(sources, asked[0])
+            start = time.process_time()
+            looks = [preview.look_up(sources, asked[i]) for i in range(len(asked))]
+            spent[name] = (time.process_time() - start) / len(asked)
+        finally:
+            preview.surface_depth = original
+        wrong, decibels, holes = _against(truth, looks)
+        better = name == "surfaces"
+        yield Result(f"control: {name}, known pixels of wrong depth", f"{wrong:.2%}", "<= 1.5 %" * better, not better or wrong <= 0.015)
+        yield Result(f"control: {name}, known pixels against the truth", f"{decibels:.1f} dB")
+        yield Result(f"control: {name}, holes", f"{holes:.1%}")
+        yield Result(f"control: {name}, CPU time a frame of {SIZE[1]}x{SIZE[0]}", f"{spent[name]:.2f} s")
+    ratio = spent["surfaces"] / spent["one point a pixel"]
+    yield Result("control: surfaces take, times as long", f"{ratio:.2f}", "<= 1.5", ratio <= 1.5)
+
+
+def _against(truth: tuple[Tensor, Tensor], looks: list[preview.Look]) -> tuple[float, float, float]:
+    """Share of known pixels whose depth is off by more than 5 %, PSNR of the known pixels, share of holes."""
+    images, depth, found = (torch.stack([getattr(look, n) for look in looks]) for n in ("image", "depth", "found"))
+    wrong = ((depth - truth[1]).abs() > 0.05 * truth[1])[found].float().mean()
+    return float(wrong), metrics.psnr(images, truth[0], found), float((~found).float().mean())
 
 
 # -------------------------------------------------------------------------------------------------------------- revisit
@@ -273,6 +336,7 @@ BENCHES = {
     "warp": bench_warp,
     "retrieval": bench_retrieval,
     "preview": bench_preview,
+    "control": bench_control,
     "revisit": bench_revisit,
     "memory": bench_memory,
 }
