@@ -584,9 +584,7 @@ def run_command(workflow: Path, settings: list[str], output: Path) -> int:
 
 
 def convert(source: Path, target: Path) -> int:
-    import host
-
-    host.boot()
+    tool("host").boot()
     from lyra_core.models import checkpoints
 
     def on_progress(done: int, total: int) -> None:
@@ -637,9 +635,7 @@ def run_tool(name: str, arguments: list[str]) -> int:
 
 
 def run_models(arguments: list[str]) -> int:
-    import models
-
-    return models.main(arguments)
+    return tool("models").main(arguments)
 
 
 def parser() -> argparse.ArgumentParser:
