@@ -91,41 +91,38 @@ class Explorer(io.ComfyNode):
 def _is_there(folder: str, plan: next_path.NextPath) -> bool:
     """Whether the folder holds the state that a plan begins at; of a plan that names none, whether it holds a world."""
     path = types.output_folder(folder)
-    if not (path / world_files.MANIFEST).is_file():
-        return False
-    return any(key.startswith(plan.state) for key in world_files.read_manifest(path))
+    return world_files.holds(path, plan.state) if plan.state else (path / world_files.MANIFEST).is_file()
 
 
 def _standing(plan: next_path.NextPath, folder: str, begun: worlds.World | None) -> worlds.World:
     """The state that a plan begins at, which its folder holds from now on."""
     path = types.output_folder(folder)
+    if begun is None:
+        return world_files.load(path, branch=plan.state) if plan.state else _photo_of(folder)
     if plan.state and _is_there(folder, plan):
         return world_files.load(path, branch=plan.state)
-    if begun is None:
-        return _photo_of(folder, plan.state)
     if plan.state:
         found = [index for index, key in enumerate(begun.keys) if key.startswith(plan.state)]
         if not found and plan.path is not None:
             raise ValueError(
-                f"the path begins at state {plan.state[:8]}, which is neither in {folder} nor in the connected world; "
+                f"the path begins at state {plan.state[:8]}, which is neither whole in {folder} nor in the connected world; "
                 "choose the folder it was planned in, or clear the path to begin anew"
             )
         begun = worlds.rewind(begun, found[0]) if found else begun
-    # saving what is there already would only make it the latest state again
-    if not (path / world_files.MANIFEST).is_file() or begun.key not in world_files.read_manifest(path):
-        world_files.save(begun, path)
+    world_files.save(begun, path, keep_latest=True)
     return begun
 
 
-def _photo_of(folder: str, state: str) -> worlds.World:
+def _photo_of(folder: str) -> worlds.World:
     """The one photo of a folder, for an Explorer without a world connected."""
     path = types.output_folder(folder)
-    photos = []
-    if not state and (path / world_files.MANIFEST).is_file():
-        photos = [entry.key for entry in world_files.read_manifest(path).values() if entry.parent is None]
+    entries = world_files.read_manifest(path) if (path / world_files.MANIFEST).is_file() else {}
+    photos = [entry.key for entry in entries.values() if entry.parent is None]
     if len(photos) != 1:
-        missing = f"no state {state[:8]}" if state else f"{len(photos)} photos to begin at"
-        raise ValueError(f"{folder} holds {missing}, and no world is connected; connect Lyra 2 Begin World, or choose a state")
+        raise ValueError(
+            f"{folder} holds {len(photos)} photos to begin at, and no world is connected; connect Lyra 2 Begin World, "
+            "or choose a state in the view"
+        )
     return world_files.load(path, branch=photos[0])
 
 

@@ -129,8 +129,10 @@ def test_cameras_are_offered_as_a_path_that_begins_where_it_stands(node, folder)
 
 def test_a_plan_for_a_state_that_is_nowhere_is_refused_and_without_a_plan_it_begins_anew(node, folder, comfy_host):
     world, other = photo(), photo(9)
-    with pytest.raises(ValueError, match=f"state {other.key[:8]}, which is neither in {folder}"):
+    with pytest.raises(ValueError, match=f"state {other.key[:8]}, which is neither whole in {folder}"):
         node.execute(folder, plan_from(other), world)
+    with pytest.raises(ValueError, match="no world.json|0 states"):
+        node.execute(folder, plan_from(other))
     stand = node.execute(folder, json.dumps({"path": [], "lyra2": {"from": other.key}}), world).args[0]
     assert stand.key == world.key
     with pytest.raises(ValueError, match="no world is connected"):
@@ -141,6 +143,26 @@ def test_an_earlier_state_of_the_connected_world_is_found_in_it(node, folder):
     grown = walked(photo())
     stand = node.execute(folder, plan_from(rewind(grown, 1)), grown).args[0]
     assert stand.key == grown.keys[1]
+
+
+def test_a_state_that_lost_a_file_is_taken_from_the_connected_world_which_mends_it(node, folder, comfy_host):
+    grown = walked(photo(), folder=saved(comfy_host, folder))
+    lost = saved(comfy_host, folder) / f"{grown.keys[1][:24]}.safetensors"
+    lost.unlink()
+    text = plan_from(rewind(grown, 1))
+    assert node.check_lazy_status(folder=folder, path=text, world=None) == ["world"]
+    with pytest.raises(ValueError, match="is missing"):
+        node.execute(folder, text)
+    assert node.execute(folder, text, grown).args[0].key == grown.keys[1]
+    assert lost.is_file() and world_files.load(saved(comfy_host, folder)).key == grown.key
+
+
+def test_a_photo_of_another_size_is_not_begun_in_the_same_folder(node, folder, comfy_host):
+    grown = walked(photo(), folder=saved(comfy_host, folder))
+    wide = begin(torch.zeros(64, 128, 3), torch.ones(64, 128), pinhole((64, 128), 80.0))
+    with pytest.raises(ValueError, match="holds worlds of 96x64, this one is 128x64; choose another folder"):
+        node.execute(folder, "", wide)
+    assert world_files.load(saved(comfy_host, folder)).key == grown.key
 
 
 def test_a_folder_with_one_photo_needs_no_world(node, folder, comfy_host):
@@ -180,11 +202,11 @@ def test_one_key_plans_nothing(node, folder):
 
 def test_generators_return_the_world_unchanged_where_nothing_is_planned(pack, folder):
     world = photo()
-    assert pack.world.PreviewChunks.execute(world, world.last_camera, 5, 80, folder).args == (world,)
+    assert pack.world.PreviewChunks.execute(world, world.last_camera, 5, 80, folder).args[0] is world
     walk = presets.preset("spiral", world.last_camera, 81, 5.0)
     for cameras, chunks in ((world.last_camera, 2), (walk, 0)):
         found = pack.generation.Explore.execute(["16", 0], cameras, chunks, 0, {"quality": "DMD"}, folder)
-        assert found.args == (["16", 0],) and found.expand == {}
+        assert found.args[0] == ["16", 0] and found.expand == {}
 
 
 def test_a_running_node_shows_four_pictures_a_second_and_the_last(pack, monkeypatch):

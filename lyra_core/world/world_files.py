@@ -50,11 +50,11 @@ class Entry:
     settings: Mapping
 
 
-def save(world: World, folder: Path) -> list[Path]:
+def save(world: World, folder: Path, keep_latest: bool = False) -> list[Path]:
     """Make `folder` hold this world as its latest state; returns the files that were written.
 
-    What is there already is looked at, and written again unless it is what it should be. Other branches in the folder stay.
-    WorldFileError if the folder holds something else.
+    What is there already is looked at, and written again unless it is what it should be. Other branches in the folder stay,
+    and with `keep_latest` another state stays the latest. WorldFileError if the folder holds something else.
     """
     folder = Path(folder)
     try:
@@ -70,8 +70,13 @@ def save(world: World, folder: Path) -> list[Path]:
     ):
         raise WorldFileError(f"{folder} holds other files but no {MANIFEST}; choose an empty folder or a saved world")
     folder.mkdir(parents=True, exist_ok=True)
+    newest, size = latest(folder) if entries else (world.key, world.size)
+    if size != world.size:
+        raise WorldFileError(
+            f"{folder} holds worlds of {size[1]}x{size[0]}, this one is {world.size[1]}x{world.size[0]}; choose another folder"
+        )
     written = _complete(world, folder, entries)
-    _write_manifest(folder, entries, world.key, world.size)
+    _write_manifest(folder, entries, newest if keep_latest else world.key, world.size)
     return [*written, folder / MANIFEST]
 
 
@@ -187,6 +192,16 @@ def latest(folder: Path) -> tuple[str, tuple[int, int]]:
     """Key of the latest state of a saved world, and (height, width) of its frames."""
     manifest, _ = _read(Path(folder))
     return manifest["latest"], tuple(manifest["size"])
+
+
+def holds(folder: Path, state: str) -> bool:
+    """Whether a folder holds a state whose key begins so, with every file that it needs."""
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        return False
+    by_key = read_manifest(folder)
+    found = [key for key in by_key if key.startswith(state)]
+    return len(found) == 1 and not any(_fault(folder, entry) for entry in _ancestry(by_key, found[0], folder))
 
 
 def frames_of(folder: Path, entry: Entry) -> int:
