@@ -14,17 +14,10 @@ from lyra_core.memory.depth import room_box
 from lyra_core.memory.depth_alignment import (
     OVERLAP,
     Estimate,
-    believes_prediction,
     camera_scale,
-    depth_window,
-    follow_predicted_cameras,
     in_scene_units,
     known_depth,
     memory_scale,
-    moge_scale,
-    moved_apart,
-    shown_as_reliable,
-    single_depth,
     stretched,
     to_one_scale,
 )
@@ -453,158 +446,8 @@ def test_frames_estimated_one_by_one_come_to_one_scale():
     assert torch.equal(to_one_scale(true * 2, known), true * 2)
 
 
-# windows
-
-
-@pytest.mark.parametrize("newest", [0, 7, 8, 80, 240])
-@pytest.mark.parametrize("interval, count", [(8, 10), (4, 40), (1, 1), (5, 7)])
-@pytest.mark.parametrize("ends", [False, True])
-def test_a_window_is_the_last_frames_at_its_interval_and_the_ends_of_chunks(newest, interval, count, ends):
-    expected = {newest - interval * k for k in range(count) if newest - interval * k >= 0}
-    expected |= {i for i in range(newest + 1) if i % 16 == 0} if ends else set()
-    assert depth_window(newest, interval, count, ends, 16) == sorted(expected)
-
-
-def test_the_first_window_is_the_references():
-    assert depth_window(80) == list(range(8, 81, 8))
-    assert depth_window(160, chunk_ends=True) == [0, 80, *range(88, 161, 8)]
-
-
-@pytest.mark.parametrize("wrong", [(-1, 8, 10), (80, 0, 10), (80, 8, 0), (80, 8, 10, True, 0)])
-def test_an_impossible_window_is_refused(wrong):
-    with pytest.raises(ValueError, match=f"frame {wrong[0]} with interval {wrong[1]}, count {wrong[2]}"):
-        depth_window(*wrong)
-
-
-# cameras that coincide, and cameras that are followed
-
-
-def test_only_cameras_that_stand_still_are_moved_apart_and_hardly():
-    assert moved_apart(PATHS["loop"]) is PATHS["loop"]
-    for name in ("still camera", "pure rotation"):
-        still = PATHS[name]
-        apart = moved_apart(still)
-        offsets = (apart.centers - still.centers).double()
-        assert_close(offsets.norm(dim=1), torch.full((10,), 1e-6, dtype=torch.float64), rtol=0.01, atol=0)
-        assert torch.equal(apart.w2c[:, :3, :3], still.w2c[:, :3, :3])
-    rolled = pinhole(SIZE, FOCAL, 3)
-    rolled.w2c[:, :3, :3] = rotation((0, 0, 1), 1.5).float()
-    assert_close(moved_apart(rolled).centers, torch.tensor([[0, 1e-6, 0]]).expand(3, 3), atol=1e-9, rtol=0)
-    many = moved_apart(pinhole(SIZE, FOCAL, 20_000))
-    i = 2 * math.pi * 15_000
-    expected = [math.sin(i * 1e-5), math.cos(i * 1.3e-5), math.sin(i * 7e-6)]
-    assert_close(many.centers[15_000], 1e-6 * torch.tensor(expected), rtol=1e-3, atol=1e-12)
-
-
-def test_a_few_hundredths_of_a_millimetre_are_movement_enough():
-    for step, moves in ((3e-5, True), (3e-6, False)):
-        cameras = cameras_at([[step * i, 0, 0] for i in range(5)])
-        assert (moved_apart(cameras) is cameras) == moves
-
-
-@pytest.mark.parametrize("history", [1, 2, 6])
-def test_followed_cameras_stand_in_the_world_where_the_estimator_saw_them(history):
-    """An estimator that sees the truth in another frame and scale: following it changes nothing but restores depth."""
-    cameras = PATHS["loop"]
-    true = room_depth(cameras)
-    for scale in (0.2, 3.0):
-        estimate = Estimate(true * scale, predicted(cameras, scale))
-        moved, depth = follow_predicted_cameras(estimate, cameras, history)
-        assert_close(moved.w2c, cameras.w2c, atol=2e-4, rtol=0)
-        assert_close(depth, true, rtol=2e-4, atol=0)
-        assert torch.equal(moved.K, cameras.K) and moved.size == SIZE
-
-
-def test_followed_cameras_hang_at_the_last_settled_one_and_measure_only_the_settled_ones():
-    cameras = PATHS["loop"]
-    other = predicted(PATHS["straight dolly"], 0.5)  # it saw another path
-    for history, measured in ((1, slice(0, 10)), (4, slice(0, 4))):
-        moved, depth = follow_predicted_cameras(Estimate(torch.ones(10, *SIZE), other), cameras, history)
-        assert_close(moved.w2c[history - 1], cameras.w2c[history - 1], atol=1e-5, rtol=0)
-        real, seen = (c.centers[measured].diff(dim=0).norm(dim=1).sum() for c in (cameras, moved))
-        assert_close(seen, real, rtol=1e-4, atol=0)
-        assert_close(depth, torch.full_like(depth, float(real / (0.5 * 0.12 * (measured.stop - 1)))), rtol=1e-3, atol=0)
-
-
-def test_an_estimator_that_saw_no_movement_keeps_its_scale():
-    cameras = PATHS["loop"]
-    estimate = Estimate(torch.ones(10, *SIZE), PATHS["still camera"])
-    _, depth = follow_predicted_cameras(estimate, cameras, 3)
-    assert torch.equal(depth, torch.ones_like(depth))
-
-
-def test_following_needs_cameras_and_a_settled_one():
-    cameras = PATHS["loop"]
-    depth = torch.ones(10, *SIZE)
-    with pytest.raises(ValueError, match="doesn't say"):
-        follow_predicted_cameras(Estimate(depth), cameras, 1)
-    for history in (0, 11):
-        with pytest.raises(ValueError, match=f"{history} of 10 frames are settled"):
-            follow_predicted_cameras(Estimate(depth, cameras), cameras, history)
-    with pytest.raises(ValueError, match="negative"):
-        follow_predicted_cameras(Estimate(-depth, cameras), cameras, 1)
-
-
-def test_predictions_are_believed_of_the_first_chunk_or_of_all():
-    assert [believes_prediction(c, False) for c in range(3)] == [True, False, False]
-    assert all(believes_prediction(c, True) for c in range(3))
-
-
-# the photo
-
-
-def test_moges_scale_brings_depth_to_moges_distances():
-    depth = 1 + torch.rand(20, 30, generator=torch.Generator().manual_seed(0))
-    assert moge_scale(depth * 4, depth) == pytest.approx(4, rel=1e-4)
-    moge = depth.clone()
-    moge[:5] = 0
-    depth[:, :7] = 0
-    sky = depth.clone()
-    sky[-3:] = 5000.0
-    assert moge_scale(sky * 4, moge) == pytest.approx(4, rel=1e-4)
-    mountains, beside = torch.full((20, 30), 998.0), torch.full((20, 30), 499.0)
-    mountains[:5], beside[:5] = 1001.0, 1.0  # from a thousand on it is sky, whatever MoGe says
-    assert moge_scale(mountains, beside) == pytest.approx(2, rel=1e-4)
-
-
-def test_moges_scale_is_the_least_squares_one_of_disparities():
-    random = torch.Generator().manual_seed(0)
-    depth, moge = (1 + 5 * torch.rand(20, 30, generator=random, dtype=torch.float64) for _ in range(2))
-    a, b = 1 / (depth + 1e-6), 1 / (moge + 1e-6)
-    scale = moge_scale(depth, moge)
-    best = ((scale * a - b) ** 2).sum()
-    assert all(((s * a - b) ** 2).sum() > best for s in (scale * 1.001, scale * 0.999))
-
-
-def test_moges_scale_needs_more_than_ten_pixels_and_some_size():
-    few = torch.zeros(6, 6)
-    few.view(-1)[:10] = 2.0
-    with pytest.raises(ValueError, match="only 10 pixels"):
-        moge_scale(few, torch.ones(6, 6))
-    few.view(-1)[10] = 2.0
-    assert moge_scale(few, torch.ones(6, 6)) == pytest.approx(2, rel=1e-4)
-    with pytest.raises(ValueError, match="can't be scaled"):
-        moge_scale(torch.full((6, 6), 1e-4), torch.full((6, 6), 1e6))
-
-
-def test_the_photos_depth_is_kept_as_the_reference_keeps_it():
-    raw = torch.tensor([[1.0, math.nan], [math.inf, 999.95]])
-    depth, surfaces = single_depth(raw, (2, 2))
-    assert_close(depth, torch.tensor([[1.0, 1e4], [1e4, 999.95]]))
-    assert surfaces.tolist() == [[True, False], [False, False]]
-    assert single_depth(torch.full((2, 2), -3.0), (4, 4))[0].tolist() == [[0.0] * 4] * 4
-
-
 def test_stretched_depth_samples_pixel_areas():
     ramp = torch.arange(6.0).expand(1, 4, 6)
     found = stretched(ramp, (4, 12))
     assert found.shape == (1, 4, 12)
     assert_close(found[0, 0, 1:-1], (torch.arange(12.0)[1:-1] + 0.5) / 2 - 0.5)
-
-
-def test_new_depth_counts_as_reliable_up_to_fifteen_percent():
-    step = torch.full((2, *SIZE), 4.0)
-    step[0, :, 60:] = 4.0 * 1.12
-    step[1, :, 60:] = 4.0 * 1.2
-    found = shown_as_reliable(step)[:, 10:-10, 10:-10]
-    assert found[0].all() and not found[1].all()

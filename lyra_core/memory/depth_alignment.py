@@ -1,4 +1,4 @@
-"""Depth of generated frames: which of them are estimated, and how an estimate gets the scale of the world.
+"""Depth of generated frames: what is known of them, and how an estimate gets the scale of the world.
 
 An estimator sees pictures and answers up to a scale. The reference finds that scale by comparing the cameras it asked for
 with those the estimator believes in, which says nothing where the camera only turns, and where it moves the result need
@@ -9,7 +9,7 @@ pixel with what the memory knows of it. All frames of one call share one scale.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..cameras.camera import Cameras
 from .depth import sharpened
 from .retrieval import Keyframe
-from .warp import FAR, lift, reliable, splat_views
+from .warp import lift, reliable, splat_views
 
 ALIGNMENTS = ("memory", "cameras", "none")
 SAME = 0.1  # relative depth by which two memories of one surface may differ
@@ -28,11 +28,8 @@ OVERLAP = 0.02  # share of all pixels that must be comparable before the memory'
 JUMP = 0.3  # relative range of depth in a 5x5 window that no surface has, however slanted or noisy
 TRIM = 2.5  # robust standard deviations from the middle within which a ratio counts
 STILL = 1e-10  # summed variance of camera centres, scene units squared, below which cameras count as standing still
-NUDGE = 1e-6  # scene units by which the reference moves such cameras apart
 LEAST = 1e-6  # factors below are no movement
 RANSAC_VIEWS, RANSAC_ROUNDS, RANSAC_SEED = 10, 10, 42
-UNUSABLE = 999.9  # depth from which on the reference takes a pixel of the first frame for sky
-RECONSIDERED = 0.15  # the reference's continuity of the depth of new frames, which it only shows
 
 
 class NoScaleError(ValueError):
@@ -63,24 +60,6 @@ class DepthEstimator(Protocol):
 
 
 # ---------------------------------------------------------------------------------------------- which frames, what known
-
-
-def depth_window(
-    newest: int, interval: int = 8, count: int = 10, chunk_ends: bool = False, chunk_frames: int = 80
-) -> list[int]:
-    """Ids of the frames whose depth is estimated when `newest` is the last one made, in order.
-
-    `count` frames, every `interval`-th back from the newest; with `chunk_ends` also the photo and the last frame of every
-    chunk. The photo is in it only where the steps reach it.
-    """
-    if newest < 0 or interval < 1 or count < 1 or chunk_frames < 1:
-        raise ValueError(
-            f"no window back from frame {newest} with interval {interval}, count {count} and chunks of {chunk_frames}; "
-            "all but the frame must be at least 1"
-        )
-    recent = range(newest, max(newest - interval * count, -1), -interval)
-    ends = range(0, newest + 1, chunk_frames) if chunk_ends else ()
-    return sorted({*recent, *ends})
 
 
 def known_depth(keyframes: Iterable[Keyframe], cameras: Cameras) -> Tensor:
@@ -263,80 +242,9 @@ def _robust_similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, n
     return similarity(source[agreeing], target[agreeing]) if best[0] >= 3 else fit
 
 
-def moved_apart(cameras: Cameras) -> Cameras:
-    """Cameras that stand still, moved by about a millionth of a scene unit each; others as they are.
-
-    The reference does this before it asks for depth, because Umeyama fails on points that coincide. Seen from the first of
-    them, as networks are told, they still coincide; and a scale from such cameras is noise, so `camera_scale` refuses.
-    """
-    if cameras.centers.var(0, unbiased=False).sum() >= STILL:
-        return cameras
-    i = 2 * torch.pi * torch.arange(len(cameras), dtype=torch.float64)
-    offsets = NUDGE * torch.stack([torch.sin(i * 1e-5), torch.cos(i * 1.3e-5), torch.sin(i * 7e-6)], 1)
-    w2c = cameras.w2c.clone()
-    w2c[:, :3, 3] -= (w2c[:, :3, :3] @ offsets.to(w2c)[..., None]).squeeze(-1)
-    return replace(cameras, w2c=w2c)
-
-
-# ------------------------------------------------------------------------- believing where the estimator saw the frames
-
-
-def believes_prediction(chunk: int, continuation: bool) -> bool:
-    """Whether the reference's predicted-pose mode takes the cameras of this chunk from the estimator: only of the first
-    one, or of all with `continuation`."""
-    return chunk == 0 or continuation
-
-
-def follow_predicted_cameras(estimate: Estimate, cameras: Cameras, history: int) -> tuple[Cameras, Tensor]:
-    """Cameras (F) in the world where the estimator saw the frames, and depth (F, H, W) to go with them.
-
-    cameras: where they were thought to be; the first `history` of them are settled. The predicted path is scaled to the
-    length of the settled one, and hung up at its last camera. One settled camera has no length: then the whole path
-    counts. As the reference, which keeps the settled cameras as they were except for a single one, and all of K.
-    """
-    depth, predicted = _checked(estimate, cameras), estimate.cameras
-    if predicted is None or not 1 <= history <= len(cameras):
-        found = "doesn't say" if predicted is None else f"says, but {history} of {len(cameras)} frames are settled"
-        raise ValueError(f"can't follow an estimator to where it saw the frames: it {found}")
-    measured = slice(0, len(cameras) if history == 1 else history)
-    real, seen = (float(c.centers[measured].diff(dim=0).norm(dim=1).sum()) for c in (cameras, predicted))
-    scale = real / seen if seen > 1e-8 else 1.0
-    w2c = predicted.w2c.to(cameras.w2c).clone()
-    w2c[:, :3, 3] *= scale
-    anchor = history - 1
-    return replace(cameras, w2c=w2c @ torch.linalg.inv(w2c[anchor]) @ cameras.w2c[anchor]), depth * scale
-
-
-# -------------------------------------------------------------------------------------------------- the first frame
+# -------------------------------------------------------------------------------------------------- sizes
 
 
 def stretched(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Depth (F, h, w) at another size, bilinear between pixel areas, as the reference brings it to the frames' size."""
     return F.interpolate(depth[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
-
-
-def single_depth(depth: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Depth (h, w) of the photo at its size (H, W) as the reference keeps it, and which pixels (H, W) are surfaces."""
-    depth = torch.nan_to_num(stretched(depth[None], size)[0], nan=FAR, posinf=FAR, neginf=0.0).clamp(0, FAR)
-    return depth, depth < UNUSABLE
-
-
-def moge_scale(depth: Tensor, moge: Tensor) -> float:
-    """By which number the reference divides depth (H, W) of the photo, to be as far as MoGe (H, W) says.
-
-    Least squares of disparities, so near surfaces count most; 0 = unknown in either. ValueError with ten pixels or fewer
-    in common, or without a usable scale.
-    """
-    usable = (depth > 0) & (depth < UNUSABLE) & (moge > 0)
-    if usable.sum() <= 10:
-        raise ValueError(f"only {int(usable.sum())} pixels are known to both depth estimators; more than 10 are needed")
-    a, b = (1 / (d[usable].double() + 1e-6) for d in (depth, moge))
-    scale = float((a * b).sum() / (a * a).sum())
-    if not scale > LEAST:
-        raise ValueError(f"the depth can't be scaled to MoGe's: a factor of {scale:.3g}")
-    return scale
-
-
-def shown_as_reliable(depth: Tensor) -> Tensor:
-    """Pixels (F, H, W) of new depth that the reference shows as reliable; it uses the others all the same."""
-    return torch.stack([reliable(d, RECONSIDERED) for d in depth])

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lyra_core.cameras.camera import Cameras
-from lyra_core.memory.depth_alignment import (
-    Estimate,
-    believes_prediction,
-    depth_window,
-    follow_predicted_cameras,
-    in_scene_units,
-    moved_apart,
-    shown_as_reliable,
-    single_depth,
-    stretched,
-)
+from lyra_core.memory.depth_alignment import STILL, Estimate, in_scene_units, stretched
+from lyra_core.memory.warp import FAR, reliable
 from lyra_core.world.world import ChunkPlan, keyframe_ids
 
 from . import Check, Golden, furthest, relative
@@ -27,6 +18,9 @@ from . import Check, Golden, furthest, relative
 LIMIT = 1e-4  # absolute for cameras, relative for depth
 NUDGE_LIMIT = 3e-7  # absolute; the offsets are a millionth themselves
 WRONG_PIXELS = 1e-3  # share of pixels of a mask that may be wrong
+NUDGE = 1e-6  # scene units by which the reference moves cameras that stand still apart
+UNUSABLE = 999.9  # depth from which on the reference takes a pixel of the first frame for sky
+RECONSIDERED = 0.15  # the reference's continuity of the depth of new frames, which it only shows
 
 
 @dataclass(frozen=True)
@@ -145,3 +139,76 @@ def _check_single(arrays: dict[str, Tensor], record: dict) -> Iterator[Check]:
     yield Check("*", "wrong_process_res", wrong, 0)
     yield Check("single_image_chw01", skip="pictures are resized by the host's nodes, not by OpenCV")
     yield Check("single_K", skip="the file doesn't hold the intrinsics that the estimator gave")
+
+
+# ----------------------------------------------------------- what the reference does and the product has no use for
+
+
+def depth_window(
+    newest: int, interval: int = 8, count: int = 10, chunk_ends: bool = False, chunk_frames: int = 80
+) -> list[int]:
+    """Ids of the frames whose depth is estimated when `newest` is the last one made, in order.
+
+    `count` frames, every `interval`-th back from the newest; with `chunk_ends` also the photo and the last frame of every
+    chunk. The photo is in it only where the steps reach it.
+    """
+    if newest < 0 or interval < 1 or count < 1 or chunk_frames < 1:
+        raise ValueError(
+            f"no window back from frame {newest} with interval {interval}, count {count} and chunks of {chunk_frames}; "
+            "all but the frame must be at least 1"
+        )
+    recent = range(newest, max(newest - interval * count, -1), -interval)
+    ends = range(0, newest + 1, chunk_frames) if chunk_ends else ()
+    return sorted({*recent, *ends})
+
+
+def moved_apart(cameras: Cameras) -> Cameras:
+    """Cameras that stand still, moved by about a millionth of a scene unit each; others as they are.
+
+    The reference does this before it asks for depth, because Umeyama fails on points that coincide. Seen from the first of
+    them, as networks are told, they still coincide; and a scale from such cameras is noise, so `camera_scale` refuses.
+    """
+    if cameras.centers.var(0, unbiased=False).sum() >= STILL:
+        return cameras
+    i = 2 * torch.pi * torch.arange(len(cameras), dtype=torch.float64)
+    offsets = NUDGE * torch.stack([torch.sin(i * 1e-5), torch.cos(i * 1.3e-5), torch.sin(i * 7e-6)], 1)
+    w2c = cameras.w2c.clone()
+    w2c[:, :3, 3] -= (w2c[:, :3, :3] @ offsets.to(w2c)[..., None]).squeeze(-1)
+    return replace(cameras, w2c=w2c)
+
+
+def believes_prediction(chunk: int, continuation: bool) -> bool:
+    """Whether the reference's predicted-pose mode takes the cameras of this chunk from the estimator: only of the first
+    one, or of all with `continuation`."""
+    return chunk == 0 or continuation
+
+
+def follow_predicted_cameras(estimate: Estimate, cameras: Cameras, history: int) -> tuple[Cameras, Tensor]:
+    """Cameras (F) in the world where the estimator saw the frames, and depth (F, H, W) to go with them.
+
+    cameras: where they were thought to be; the first `history` of them are settled. The predicted path is scaled to the
+    length of the settled one, and hung up at its last camera. One settled camera has no length: then the whole path
+    counts. As the reference, which keeps the settled cameras as they were except for a single one, and all of K.
+    """
+    depth, predicted = estimate.depth, estimate.cameras
+    if predicted is None or not 1 <= history <= len(cameras):
+        found = "doesn't say" if predicted is None else f"says, but {history} of {len(cameras)} frames are settled"
+        raise ValueError(f"can't follow an estimator to where it saw the frames: it {found}")
+    measured = slice(0, len(cameras) if history == 1 else history)
+    real, seen = (float(c.centers[measured].diff(dim=0).norm(dim=1).sum()) for c in (cameras, predicted))
+    scale = real / seen if seen > 1e-8 else 1.0
+    w2c = predicted.w2c.to(cameras.w2c).clone()
+    w2c[:, :3, 3] *= scale
+    anchor = history - 1
+    return replace(cameras, w2c=w2c @ torch.linalg.inv(w2c[anchor]) @ cameras.w2c[anchor]), depth * scale
+
+
+def single_depth(depth: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Depth (h, w) of the photo at its size (H, W) as the reference keeps it, and which pixels (H, W) are surfaces."""
+    depth = torch.nan_to_num(stretched(depth[None], size)[0], nan=FAR, posinf=FAR, neginf=0.0).clamp(0, FAR)
+    return depth, depth < UNUSABLE
+
+
+def shown_as_reliable(depth: Tensor) -> Tensor:
+    """Pixels (F, H, W) of new depth that the reference shows as reliable; it uses the others all the same."""
+    return torch.stack([reliable(d, RECONSIDERED) for d in depth])
