@@ -29,6 +29,8 @@ NODES = {
     "Lyra2SaveTrajectory",
     "Lyra2EditTrajectory",
     "Lyra2DrawTrajectory",
+    "Lyra2CamerasFromLoad3D",
+    "Lyra2CamerasToLoad3D",
     "Lyra2Depth",
     "Lyra2LoadDepth",
     "Lyra2BeginWorld",
