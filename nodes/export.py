@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ class Sources:
     cameras: Cameras | None
     picture: Callable[[int], torch.Tensor] | None  # frame -> (H, W, 3) uint8
     pictures: int  # how many there are
+    origin: tuple[float, float, float]  # of the files' coordinates in those of the map that the cameras came from
     collision_faces: int
 
     @cached_property
@@ -149,7 +150,7 @@ class ExportWorld(io.ComfyNode):
         size = None if sources.gaussians is None else bundle.spread(sources.gaussians.means)
         with bundle.writing(path) as place:
             facts, skipped = _write(place, steps)
-            text = bundle.readme(place, path.name, facts, skipped, terms, metres_per_unit, size)
+            text = bundle.readme(place, path.name, facts, skipped, terms, metres_per_unit, size, sources.origin)
             (place / "README.md").write_text(text, encoding="utf-8")
         report = bundle.report(path, facts, skipped, terms)
         return io.NodeOutput(
@@ -184,7 +185,11 @@ def _sources(splat, mesh, world: World | None, cameras: Cameras | None, images, 
     gaussians, broken = (None, "") if splat is None else sound_splat(splat)
     if gaussians is not None:
         gaussians = gaussians.to("cpu")
-    return Sources(gaussians, f", {broken} left out" if broken else "", mesh, cameras, picture, pictures, collision_faces)
+    origin = (0.0, 0.0, 0.0) if cameras is None else cameras.origin
+    # splats and meshes are near the origin, so in a folder of files that fit onto each other the cameras are too
+    cameras = cameras and replace(cameras, origin=(0.0, 0.0, 0.0))
+    left_out = f", {broken} left out" if broken else ""
+    return Sources(gaussians, left_out, mesh, cameras, picture, pictures, origin, collision_faces)
 
 
 def _generators(world: World) -> list[str]:

@@ -306,3 +306,9 @@ def test_a_geometry_preview_has_no_model_licence():
 def test_what_was_not_stated_is_said_to_be_unknown():
     assert "not stated" in licences(None)[0] and "NOT FOR COMMERCIAL USE" in licences(None)[0]
     assert "'other' made frames" in licences(["lyra 2", "other"])[1] and len(licences(["lyra 2", "other"])) == 4
+
+
+def test_the_readme_gives_back_the_place_on_the_map_that_cameras_came_from(tmp_path):
+    told = readme(tmp_path, "a", {}, {}, [], origin=(448251.0, 5411932.0, 120.5))
+    assert "add (448251.000, 5411932.000, 120.500) to (x, y, z)" in told
+    assert "map" not in readme(tmp_path, "a", {}, {}, [])

@@ -562,3 +562,11 @@ def test_the_folder_s_pixels_agree_with_the_cameras(world):
     pixels, _ = project(points, world.cameras[0])
     u, v = pixels[0, 0].round().long().tolist()
     assert world.frame(0)[v, u, 1] > world.frame(0)[v, u, 0]  # the floor is green
+
+
+def test_cameras_of_a_map_are_exported_beside_what_they_see(pack):
+    here = (448251.0, 5411932.0, 121.0)
+    cameras = dataclasses.replace(pinhole(SIZE, 40.0, 3), origin=here)
+    sources = pack.export._sources(None, None, None, cameras, None, 100)
+    assert sources.origin == here and sources.cameras.origin == (0, 0, 0)
+    assert torch.equal(sources.cameras.w2c, cameras.w2c)

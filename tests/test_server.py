@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -538,3 +539,52 @@ def test_a_server_killed_in_a_walk_goes_on_after_a_restart(launcher, custom, fol
     assert {n: (world_folder / n).stat().st_mtime_ns for n in finished} == finished, (
         "finished chunks must not be written again"
     )
+
+
+def cameras_prompt(**load) -> dict:
+    widgets = {"frames": 3, "pose_scale": 1.0, "width": 96, "height": 64, "captions": "none"}
+    widgets |= {"curve": "as the file says", "motion": "uniform motion", "fit": "crop", "without_distortion": False}
+    saved = {"cameras": ["1", 0], "filename_prefix": "lyra2/edited", "format": "npz"}
+    return {
+        "1": {"class_type": "Lyra2LoadTrajectory", "inputs": widgets | load},
+        "2": {"class_type": "Lyra2SaveTrajectory", "inputs": saved},
+    }
+
+
+def test_a_colmap_folder_that_was_edited_is_read_again(launcher, server, project):
+    case, scan = project / "tests" / "cases" / "colmap-folder-edited", server.base / "input" / "scan"
+    shutil.copytree(case / "before", scan)
+    saved = []
+    for step in range(3):
+        if step == 2:
+            shutil.copy(case / "after" / "images.txt", scan / "images.txt")
+        launcher.run_prompt(server, cameras_prompt(file="scan"))
+        files = sorted((server.output / "lyra2").glob("edited*.npz"))
+        saved.append([len(files), camera_files.load_npz(files[-1]).centers[:, 0].tolist()])
+    assert saved == [[1, [0, 1, 2]], [1, [0, 1, 2]], [2, [0, 10, 20]]]
+
+
+def test_the_host_s_cameras_go_in_and_out(launcher, server, folder):
+    trajectory(server.base / "input" / "walk.npz", 3)
+    prompt = cameras_prompt(file="walk.npz")
+    look = {"mode": "look_at", "mode.position_x": 1.0, "mode.position_y": 0.5, "mode.position_z": 4.0}
+    look |= {"target_x": 0.0, "target_y": 0.0, "target_z": 0.0, "roll": 0.0, "fov": 40.0, "zoom": 1.0, "camera_type": "perspective"}
+    out = {"cameras": ["1", 0], "first": 0, "count": 0, "target_distance": 1.0, "field_of_view": "vertical"}
+    size = {"width": 96, "height": 64, "field_of_view": "vertical"}
+    prompt |= {
+        "3": {"class_type": "Lyra2CamerasToLoad3D", "inputs": out},
+        "4": {"class_type": "Lyra2CamerasFromLoad3D", "inputs": {"camera_info": ["3", 0], **size}},
+        "5": {"class_type": "CreateCameraInfo", "inputs": look},
+        "6": {"class_type": "Lyra2CamerasFromLoad3D", "inputs": {"camera_info": ["5", 0], **size}},
+        "7": {"class_type": "Lyra2CamerasFromLoad3D", "inputs": {"camera_info": ["3", 1], **size}},
+    }
+    for number, (cameras, name) in enumerate((("4", "there"), ("6", "look"), ("7", "batch")), 8):
+        saved = {"cameras": [cameras, 0], "filename_prefix": f"lyra2/{name}", "format": "npz"}
+        prompt[str(number)] = {"class_type": "Lyra2SaveTrajectory", "inputs": saved}
+    launcher.run_prompt(server, prompt)
+    there, look, batch = (camera_files.load_npz(next((server.output / "lyra2").glob(f"{n}*.npz"))) for n in ("there", "look", "batch"))
+    walk = camera_files.load_npz(server.base / "input" / "walk.npz")
+    for found in (there, batch):
+        torch.testing.assert_close(found.w2c, walk.w2c, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.K, walk.K, atol=1e-3, rtol=0)
+    assert look.centers[0].tolist() == pytest.approx([1.0, -0.5, -4.0], abs=1e-5)

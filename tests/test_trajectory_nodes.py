@@ -144,3 +144,55 @@ def test_what_was_saved_loads_at_the_defaults_as_it_was(nodes, inputs, tmp_path,
         torch.testing.assert_close(found.args[0].K, cameras.K, atol=1e-3, rtol=0)
         assert "scene units of a world" not in found.args[2]
         assert "scene units of a world; pose_scale 1.1" in load(nodes, saved, 5, pose_scale=1.1).args[2]
+
+
+# the begin of a path, and what is said with each chunk
+
+
+@pytest.fixture
+def begun(pack):
+    from lyra_core.memory.depth import plane
+
+    camera = pinhole((32, 48), 40.0)
+    return pack.world.worlds.begin(torch.rand(32, 48, 3), plane((32, 48), camera.K[0], 2.0).depth, camera)
+
+
+def path(frames, begin=0.0, zoom=1.0):
+    w2c = torch.eye(4).repeat(frames, 1, 1)
+    w2c[:, 2, 3] = -begin - 0.01 * torch.arange(frames)
+    return Cameras(w2c, pinhole((32, 48), 40.0 * zoom, frames).K, (32, 48))
+
+
+@pytest.mark.parametrize("zoom", [1.0, 1.25])
+@pytest.mark.parametrize("begin, says", [(0.0, "goes on where the world stands"), (0.4, "0.4 scene units away")])
+def test_nodes_that_walk_show_where_the_path_begins(pack, begun, begin, says, zoom):
+    says = "focal length 1.25 times" if zoom != 1 else says
+    planned = pack.world.RetrieveHistory.execute(begun, path(9, begin, zoom), 5, 1, 8)
+    walked = pack.world.PreviewChunks.execute(begun, path(9, begin, zoom), 5, 8, "")
+    for out in (planned, walked):
+        shown = out.ui if isinstance(out.ui, dict) else out.ui.as_dict()
+        assert says in out.args[-1] and shown["text"] == (out.args[-1],)
+    for node, outputs in ((pack.world.RetrieveHistory, 5), (pack.world.PreviewChunks, 2), (pack.generation.Explore, 2)):
+        names = [o.display_name for o in node.define_schema().outputs]
+        assert names[-1] == "report" and len(names) == outputs
+
+
+def test_each_chunk_of_explore_says_where_it_begins_and_passes_it_on(pack, begun, monkeypatch):
+    monkeypatch.setattr(pack.generation.worlds, "plan", lambda *_: None)
+    links = {name: [name, 0] for name in ("model", "clip", "clip_vision", "vae", "depth_estimator")}
+    settings = dict(prompt="{day|night} street", negative="", quality={"quality": "DMD", "dmd_lora": "x"}, seed=1, retrieve=5,
+                    views=1, alignment="memory", save_to="", index=0, made_with="")
+    out = pack.generation.ExploreChunk.execute(begun, path(81, 0.4), **links, **settings, report="before")
+    nodes = {node["class_type"]: node["inputs"] for node in out.expand.values()}
+    said = nodes["Lyra2AppendChunk"]["before"]
+    assert said.startswith("before\nchunk 0: ") and "0.4 scene units away" in said
+    assert out.ui.as_dict()["text"] == (said,) and out.result[1][1] == 1      # the report of the appended chunk
+    assert nodes["Lyra2AppendChunk"]["prompt"] == "{day|night} street"
+
+
+@pytest.mark.parametrize("captions, expected", [
+    ("", ["", ""]), ("{}", ["", ""]), ("{day|night} street", ["{day|night} street"] * 2),
+    ('{"0": "a", "5": "b"}', ["a", "b"]), ('{"0": "a", "1": "b"}', ["a", "b"]), ("/etc/hostname", ["/etc/hostname"] * 2)])
+def test_the_preview_keeps_captions_or_the_text_as_it_is(pack, begun, captions, expected):
+    walked = pack.world.PreviewChunks.execute(begun, path(9), 0, 4, "", captions)
+    assert [chunk.prompt for chunk in walked.args[0].chunks] == expected

@@ -525,3 +525,56 @@ def test_the_photo_is_looked_at_even_where_later_frames_show_as_much(there_and_b
     assert torch.equal(remembered_sources(back, later)[0].depth, back.memory[0].depth)
     alone = remembered_sources(back, replace(later, retrieved=()))
     assert len(alone) == 1 and torch.equal(alone[0].camera.w2c[0], back.last_camera.w2c[0])
+
+
+# where a path begins
+
+
+def begun(**changes):
+    """A path whose first camera is where the photo was taken, but for the changes, and how far off that is."""
+    cameras = AWAY[[0, 0, 0, 0]]
+    w2c, K = cameras.w2c.clone(), cameras.K.clone()
+    w2c[0], K[:] = photo().last_camera.w2c[0], photo().last_camera.K[0]
+    if "turn" in changes:
+        w2c[0, :3, :3] = rotation_about_y(math.radians(changes["turn"])).to(w2c)
+    if "move" in changes:
+        w2c[0, 0, 3] += changes["move"]
+    if "zoom" in changes:
+        K[:, (0, 1), (0, 1)] *= changes["zoom"]
+    if "aside" in changes:
+        K[:, 0, 2] += changes["aside"]
+    return continuation(photo(), Cameras(w2c, K, SIZE))[1]
+
+
+def rotation_about_y(angle):
+    return torch.tensor([[math.cos(angle), 0, math.sin(angle)], [0, 1, 0], [-math.sin(angle), 0, math.cos(angle)]])
+
+
+def test_a_path_that_goes_on_where_the_world_stands_is_said_to():
+    gap = begun()
+    assert not gap.differences and "same place, turn and lens" in str(gap)
+    assert not begun(move=1e-5).differences and not begun(turn=0.01).differences and not begun(zoom=1.001).differences
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(move=0.5), "0.5 scene units away"), (dict(turn=12.0), "turned by 12 degrees"), (dict(turn=-170.0), "by 170 degrees"),
+    (dict(zoom=1.2), "focal length 1.2 times as long"), (dict(zoom=0.8), "0.8 times"), (dict(aside=5.0), "5 pixels aside")])
+def test_what_the_eye_would_see_of_a_gap_is_said_each_by_itself(change, says):
+    gap = begun(**change)
+    assert len(gap.differences) == 1 and says in str(gap) and "the first new frame jumps" in str(gap)
+
+
+def test_several_differences_are_all_said():
+    assert len(begun(move=0.5, turn=5.0, zoom=1.2, aside=-3.0).differences) == 4
+
+
+def test_a_path_of_another_piece_of_the_map_is_compared_where_it_is():
+    here, there = (448000.0, 5411000.0, 100.0), (448001.0, 5411000.0, 100.0)
+    first = photo()
+    first = replace(first, first=replace(first.first, cameras=replace(first.first.cameras, origin=here)))
+    path = replace(AWAY, w2c=AWAY.w2c.clone(), origin=there)
+    path.w2c[:] = first.last_camera.w2c[0]
+    path.w2c[:, 0, 3] += 1          # a metre to the left of its own origin is that of the other
+    target, gap = continuation(first, path)
+    assert not gap.differences and target.origin == here
+    assert_close(plan(first, path[1:3]).target.w2c, first.last_camera.w2c.expand(2, 4, 4))

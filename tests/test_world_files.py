@@ -61,6 +61,19 @@ def test_a_reopened_world_is_the_one_that_was_saved(walked, tmp_path):
     assert rehashed.keys == walked.keys  # the names still match what the files contain
 
 
+def test_a_world_on_a_map_still_knows_where_when_it_is_reopened(tmp_path):
+    here = (448251.0, 5411932.0, 121.0)
+    begun = photo_world()
+    memory = replace(begun.memory, keyframes=tuple(
+        replace(k, camera=replace(k.camera, origin=here)) for k in begun.memory.keyframes))  # fmt: skip
+    begun = replace(begun, first=replace(begun.first, cameras=replace(begun.first.cameras, origin=here)), memory=memory)
+    grown = preview.explore(begun, replace(path(9), origin=here), chunk_frames=8)
+    world_files.save(grown, tmp_path / "w")
+    reopened = world_files.load(tmp_path / "w")
+    assert reopened.cameras.origin == reopened.last_camera.origin == here and same(grown, reopened)
+    assert {k.camera.origin for k in reopened.memory.keyframes} == {here}
+
+
 def test_continuing_a_reopened_world_gives_what_never_stopping_gives(tmp_path):
     never = preview.explore(photo_world(), path(25), chunk_frames=8)
     preview.explore(photo_world(), path(25)[:17], chunk_frames=8, folder=tmp_path / "w")

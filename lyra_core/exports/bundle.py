@@ -271,8 +271,12 @@ def readme(
     terms: Sequence[str],
     metres_per_unit: float = 1.0,
     size: Sequence[float] | None = None,
+    origin: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> str:
-    """What the files in a folder are. facts: file -> how much is in it; skipped: file -> why it is not there."""
+    """What the files in a folder are. facts: file -> how much is in it; skipped: file -> why it is not there.
+
+    origin: what to add to all coordinates to get those of the map that the cameras came from.
+    """
     lines = [f"# {title}", "", "A world, exported by ComfyUI-LyraWorlds.", "", "## Files", ""]
     lines += ["| file | what it is | in it | size | axes | opens in |", "|---|---|---|---|---|---|"]
     for known, kind in KINDS.items():
@@ -283,7 +287,7 @@ def readme(
     lines += ["", f"Programs are named by what their makers document. `{MANIFEST}` lists what belongs to this export."]
     if skipped:
         lines += ["", "Not here:", "", *(f"- `{name}`: {why}" for name, why in skipped.items())]
-    lines += ["", "## Axes and units", "", *_measures(metres_per_unit, size)]
+    lines += ["", "## Axes and units", "", *_measures(metres_per_unit, size, origin)]
     lines += ["", "## How to open it", ""]
     for program, ways in PROGRAMS.items():
         names = {known: _name(folder, known) for known in ways}
@@ -305,7 +309,7 @@ def report(folder: Path, facts: Mapping[str, str], skipped: Mapping[str, str], t
     return "\n".join([*lines, "", *terms])
 
 
-def _measures(metres_per_unit: float, size: Sequence[float] | None) -> list[str]:
+def _measures(metres_per_unit: float, size: Sequence[float] | None, origin: Sequence[float] = (0.0, 0.0, 0.0)) -> list[str]:
     lines = [
         "All files have the same numbers in the same scene units, those of the depth that the world began with; only the "
         "axes differ, so the files fit onto each other once their axes do. The first camera usually stands at the origin.",
@@ -324,6 +328,9 @@ def _measures(metres_per_unit: float, size: Sequence[float] | None) -> list[str]
         lines.append(
             f"A scene unit is {metres_per_unit:g} metres: scale by {metres_per_unit:g} on import. The USD file says so itself."
         )
+    if any(origin):
+        added = ", ".join(f"{value:.3f}" for value in origin)
+        lines += ["", f"The cameras came from a map: add ({added}) to (x, y, z) of the OpenCV axes for its coordinates."]
     if size is not None:
         across, tall, deep = (f"{length:.3g}" for length in size)
         lines += [

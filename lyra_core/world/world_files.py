@@ -165,6 +165,8 @@ def _tensors(world: World, index: int, chunk: Chunk) -> dict[str, Tensor]:
         "K": chunk.cameras.K,
         "invented": chunk.invented_bits,
     }
+    if any(chunk.cameras.origin):
+        tensors["origin"] = torch.tensor(chunk.cameras.origin, dtype=torch.float64)
     if chunk.newest is not None:
         tensors["newest"] = chunk.newest
     if chunk.latents is not None:
@@ -335,7 +337,8 @@ def _load_chunk(folder: Path, entry: Entry, size: tuple[int, int], first: int) -
         with safe_open(file, framework="pt") as tensors:
             found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
         frames = found["frames"]
-        cameras = check(Cameras(found["w2c"], found["K"], size), str(file))
+        origin = tuple(found["origin"].tolist()) if "origin" in found else (0.0, 0.0, 0.0)
+        cameras = check(Cameras(found["w2c"], found["K"], size, origin), str(file))
         if frames.dtype != torch.uint8 or frames.shape != (len(cameras), *size, 3):
             raise WorldFileError(
                 f"{file}: expected {len(cameras)} frames of {size[1]}x{size[0]}, found {tuple(frames.shape)}"
@@ -361,6 +364,6 @@ def _load_chunk(folder: Path, entry: Entry, size: tuple[int, int], first: int) -
 def _keyframe(found: dict[str, Tensor], frame: int, cameras: Cameras, size: tuple[int, int]) -> Keyframe:
     depth, latent = found[f"depth.{frame}"], found.get(f"latent.{frame}")
     if frame < 0:
-        camera = Cameras(found[f"w2c.{frame}"], found[f"K.{frame}"], size)
+        camera = Cameras(found[f"w2c.{frame}"], found[f"K.{frame}"], size, cameras.origin)
         return Keyframe(frame, depth, camera, found[f"image.{frame}"], latent)
     return Keyframe(frame, depth, cameras[frame - int(found["first_frame"])], latent=latent)
