@@ -108,10 +108,17 @@ def test_effort_counts_travel_or_turning_whichever_is_more():
     assert effort(camera, DEPTH) == []
 
 
-def test_a_turn_on_the_spot_is_no_effort_of_rounding():
-    still = Cameras(pinhole(SIZE, FOCAL).w2c.repeat(81, 1, 1), pinhole(SIZE, FOCAL, 81).K, SIZE)
-    turned = presets.preset("rotate_spot", still[:1], 2, DEPTH, "left", 33.0)[1:]
-    assert effort(Cameras(turned.w2c.repeat(81, 1, 1), still.K, SIZE), DEPTH)[0] < 1e-4
+def test_travel_and_turning_at_once_are_not_added_up():
+    moved = presets.preset("horizontal_simple", pinhole(SIZE, FOCAL), 81, DEPTH, "left", 0.5)
+    turned = presets.preset("rotate_spot", pinhole(SIZE, FOCAL), 81, DEPTH, "left", 11.0)
+    assert effort(Cameras(turned.w2c @ moved.w2c, moved.K, SIZE), DEPTH) == [pytest.approx(1.0, abs=1e-3)]
+
+
+def test_standing_still_is_no_effort_of_rounding():
+    for degrees in range(10, 180, 10):
+        turned = presets.preset("rotate_spot", pinhole(SIZE, FOCAL), 2, DEPTH, "left", float(degrees))[1:]
+        still = Cameras(turned.w2c.repeat(81, 1, 1), turned.K.repeat(81, 1, 1), SIZE)
+        assert effort(still, DEPTH)[0] < 1e-4
 
 
 def test_a_preflight_looks_at_every_eighth_view_and_keeps_every_fourth_centre_clear():
