@@ -153,6 +153,34 @@ def test_what_cannot_be_walked_is_said_before_anything_is_sampled(launcher, star
                 launcher.run_prompt(server, prompt)
 
 
+def test_the_page_is_told_of_every_chunk_and_nothing_planned_leaves_the_world_as_it_is(launcher, start, project, base):
+    with start() as server:
+        settings = ["Lyra2Explore.quality.steps=1", "Lyra2Explore.save_to=worlds/told"]
+        outputs = {}
+        for chunks in (1, 0):
+            prompt = prompt_of(launcher, server, project, "lyra_custom_trajectory", *settings, f"Lyra2Explore.chunks={chunks}")
+            (explore,) = (node for node, item in prompt.items() if item["class_type"] == "Lyra2Explore")
+            # alone with what it needs: it is an output itself
+            needed, asked = {}, [explore]
+            while asked:
+                node = asked.pop()
+                needed[node] = prompt[node]
+                asked += [value[0] for value in prompt[node]["inputs"].values() if isinstance(value, list) and value[0] in prompt]
+            needed["saved"] = {
+                "class_type": "Lyra2SaveWorld",
+                "inputs": {"world": [explore, 0], "folder": f"worlds/told_{chunks}"},
+            }
+            outputs[chunks] = launcher.run_prompt(server, needed)
+        worlds = base / "output" / "worlds"
+        (made,) = chunks_of(worlds / "told")[1:]
+        told = [entry for shown in outputs[1].values() for entry in shown.get("lyra2_world", [])]
+        assert told == [
+            {"folder": "worlds/told", "state": made["key"], "parent": made["parent"], "chunks": 1, "frames": 81}
+        ]
+        assert len(chunks_of(worlds / "told_1")) == 2 and len(chunks_of(worlds / "told_0")) == 1
+        assert not any("lyra2_world" in shown for shown in outputs[0].values())
+
+
 def test_an_interrupt_ends_within_a_step_and_leaves_what_was_made(launcher, start, project, base):
     with start() as server:
         settings = ["Lyra2Explore.quality.steps=1000", "Lyra2Explore.save_to=worlds/interrupted"]
