@@ -235,7 +235,7 @@ def write_da3(path: Path, seed: int = 4) -> Path:
 def write_all(models: Path) -> Path:
     """A models folder with every file that the workflows name, small enough to run on a CPU."""
     write_lyra2(models / "diffusion_models" / "lyra2.safetensors", SMALLEST)
-    write_vae(models / "vae" / "wan_2.1_vae.safetensors")
+    write_vae(models / "vae" / "wan_2.1_vae.safetensors", dim=4)
     write_text_encoder(models / "text_encoders" / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
     write_clip_vision(models / "clip_vision" / "clip_vision_h.safetensors")
     write_da3(models / "geometry_estimation" / "depth_anything_3_mono_large.safetensors")
