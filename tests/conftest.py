@@ -31,6 +31,15 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != PR
 load_package("lyra_core", PROJECT / "lyra_core")
 
 
+# Files that take longest, so that workers that share the suite begin with them and end together.
+LONGEST = ("test_generation_server", "test_server", "test_lyra2_host", "test_browser", "test_engine_server", "test_generation")
+
+
+def pytest_collection_modifyitems(config, items: list) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def project() -> Path:
     return PROJECT

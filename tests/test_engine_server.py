@@ -38,8 +38,9 @@ def run(launcher, server, project):
 
     def run(name: str, *settings: str) -> list[str]:
         workflow = json.loads((project / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-        prompt = launcher.to_api_format(workflow, server.get("/object_info"))
-        launcher.apply_settings(prompt, list(settings), server.base / "input")
+        object_info = server.get("/object_info")
+        prompt = launcher.to_api_format(workflow, object_info)
+        launcher.apply_settings(prompt, list(settings), server.base / "input", object_info)
         return launcher.output_texts(launcher.run_prompt(server, prompt))
 
     return run

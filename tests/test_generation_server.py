@@ -59,9 +59,10 @@ def server(start):
 
 def prompt_of(launcher, server, project, name: str, *settings: str) -> dict:
     workflow = json.loads((project / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-    prompt = launcher.to_api_format(workflow, server.get("/object_info"))
+    object_info = server.get("/object_info")
+    prompt = launcher.to_api_format(workflow, object_info)
     own = [f"Lyra2LoadTrajectory.width={WIDTH}", f"Lyra2LoadTrajectory.height={HEIGHT}"] if "custom" in name else []
-    launcher.apply_settings(prompt, [*SMALL, *own, *settings], server.base / "input")
+    launcher.apply_settings(prompt, [*SMALL, *own, *settings], server.base / "input", object_info)
     return prompt
 
 

@@ -339,6 +339,17 @@ def test_a_command_that_fails_says_so_in_one_line(launcher, monkeypatch, capsys,
     assert said.err == f"error: {tmp_path}: is a folder; name a workflow in it\n" and not said.out
 
 
+def test_output_that_is_a_file_is_refused_before_anything_starts(launcher, written):
+    with pytest.raises(launcher.WorkflowError, match="taken: is a file; name a folder with --output"):
+        launcher.run_command(written(PROMPT), [], written("text", "taken"))
+
+
+def test_numbers_to_compare_with_have_to_be_there(project, tmp_path):
+    golden = [sys.executable, str(project / "tools" / "golden.py"), str(tmp_path)]
+    done = subprocess.run(golden, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "a folder with any of model" in done.stderr
+
+
 def test_an_installation_that_fails_says_what_is_needed(launcher):
     with pytest.raises(SystemExit, match="installing packages did not work, for the reason above; with a network connection"):
         launcher.succeed([sys.executable, "-c", "raise SystemExit(3)"], "installing packages")

@@ -102,10 +102,9 @@ def prompt_of(launcher, server, project):
     """The API prompt of a shipped workflow with some widgets set."""
 
     def build(name: str, *settings: str) -> dict:
-        prompt = launcher.to_api_format(
-            json.loads((project / "workflows" / name).read_text()), server.get("/object_info")
-        )
-        launcher.apply_settings(prompt, list(settings), server.base / "input")
+        object_info = server.get("/object_info")
+        prompt = launcher.to_api_format(json.loads((project / "workflows" / name).read_text()), object_info)
+        launcher.apply_settings(prompt, list(settings), server.base / "input", object_info)
         return prompt
 
     return build

@@ -579,6 +579,8 @@ def demo_path(size: tuple[int, int]) -> Path:
 
 
 def run_command(workflow: Path, settings: list[str], output: Path) -> int:
+    if output.exists() and not output.is_dir():
+        raise WorkflowError(f"{output}: is a file; name a folder with --output")
     run_workflow(workflow, settings, output.resolve())
     return 0
 
@@ -681,7 +683,7 @@ def main(arguments: list[str]) -> int:
         parser().error(f"{options.image}: no such image")
     try:
         return carry_out(options, rest) if inside_environment() else enter_environment(arguments)
-    except WorkflowError as problem:
+    except (WorkflowError, OSError) as problem:  # of the system: a full disk, a folder that may not be written to
         print(f"error: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -48,7 +48,7 @@ def main(root: Path) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+    if len(sys.argv) != 2 or not any((Path(sys.argv[1]) / folder).is_dir() for folder in FOLDERS):
         sys.exit(f"usage: python tools/golden.py DIR, a folder with any of {', '.join(FOLDERS)}")
     host.boot()
     sys.exit(main(Path(sys.argv[1])))

@@ -282,18 +282,15 @@ def options_of(spec: list) -> list | None:
     return more.get("options", []) if spec[0] == "COMBO" else None
 
 
-def apply_settings(prompt: dict, settings: list[str], input_folder: Path, object_info: dict | None = None) -> None:
-    """NODE.INPUT=VALUE, where NODE is an id, a type or a title; @PATH copies a file into the input folder first.
-
-    Values take the type that `object_info` says, without it that of the value that they replace.
-    """
+def apply_settings(prompt: dict, settings: list[str], input_folder: Path, object_info: dict) -> None:
+    """NODE.INPUT=VALUE, where NODE is an id, a type or a title; @PATH copies a file into the input folder first."""
     for setting in settings:
         target, separator, value = setting.partition("=")
         if not separator or "." not in target:
             raise WorkflowError(f"--set {setting}: expected NODE.INPUT=VALUE")
         node, name = _target(prompt, target, setting)
-        schema = (object_info or {}).get(node["class_type"])
-        specs = input_specs(schema, node["inputs"]) if schema else {}
+        schema = object_info.get(node["class_type"], {"input": {}})
+        specs = input_specs(schema, node["inputs"])
         if name not in node["inputs"] and name not in specs:
             known = sorted({*node["inputs"], *specs})
             raise WorkflowError(f"--set {setting}: {node['class_type']} has no input {name!r}, only {known}")
@@ -302,10 +299,8 @@ def apply_settings(prompt: dict, settings: list[str], input_folder: Path, object
             raise WorkflowError(f"--set {setting}: this input takes the {spec[0]} of another node, not a value")
         if value.startswith("@"):
             node["inputs"][name] = upload(value[1:], input_folder)
-        elif spec:
-            node["inputs"][name] = typed(value, spec, setting)
         else:
-            node["inputs"][name] = _like(value, node["inputs"][name])
+            node["inputs"][name] = typed(value, spec, setting) if spec else value
         if spec and spec[0] == "COMFY_DYNAMICCOMBO_V3":
             _choose(node["inputs"], name, input_specs(schema, node["inputs"]))
 
@@ -350,16 +345,6 @@ def typed(text: str, spec: list, setting: str) -> object:
             what = "whole number" if kind == "INT" else "number"
             raise WorkflowError(f"--set {setting}: {text!r} is no {what}") from None
     return next((option for option in options_of(spec) or () if str(option) == text), text)
-
-
-def _like(text: str, current: object) -> object:
-    if isinstance(current, bool):
-        return text.lower() in YES
-    for kind in (int, float):
-        if isinstance(current, (int, float)):
-            with contextlib.suppress(ValueError):
-                return kind(text)
-    return text
 
 
 def upload(path: str, input_folder: Path) -> str:
