@@ -374,7 +374,12 @@ def check(prompt: dict, object_info: dict) -> None:
 def _problems(node: dict, prompt: dict, object_info: dict) -> Iterator[str]:
     schema = object_info.get(node["class_type"])
     if schema is None:
-        yield "this ComfyUI has no such node; install the pack that brings it, or take the node out of the workflow"
+        own = node["class_type"].startswith("Lyra2")
+        yield (
+            "this ComfyUI has no such node; "
+            + ("this pack is older than the workflow, or did not load: see the server's log" if own else "")
+            + ("" if own else "install the pack that brings it, or take the node out of the workflow")
+        )
         return
     specs = input_specs(schema, node["inputs"])
     # of these the server alone knows the inputs: growing lists, and choices that are none
