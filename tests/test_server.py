@@ -217,7 +217,7 @@ def command(launcher, server, folder, project, monkeypatch, capsys):
     """The command line in this process, on the running server; returns the exit status and what was said."""
     monkeypatch.setattr(launcher, "inside_environment", lambda: True)
     monkeypatch.setattr(launcher, "home", lambda: folder)
-    monkeypatch.setattr(launcher, "Server", lambda base, output: contextlib.nullcontext(server))
+    monkeypatch.setattr(launcher, "Server", lambda base, output, *extra: contextlib.nullcontext(server))
     monkeypatch.chdir(folder)
 
     def run(name: str, *arguments: str) -> SimpleNamespace:
