@@ -186,7 +186,9 @@ def test_the_page_is_told_of_every_chunk_and_nothing_planned_leaves_the_world_as
 
 def test_an_interrupt_ends_within_a_step_and_leaves_what_was_made(launcher, server, project, base):
     settings = ["Lyra2Explore.quality.steps=1000", "Lyra2Explore.save_to=worlds/interrupted"]
-    prompt = prompt_of(launcher, server, project, "lyra_custom_trajectory", *settings)
+    # of twice the size, so that a step takes longer than a message
+    sides = [f"{node}.{side}" for node in ("ImageScale", "Lyra2LoadTrajectory") for side in ("width=96", "height=64")]
+    prompt = prompt_of(launcher, server, project, "lyra_custom_trajectory", *settings, *sides)
     steps = []
 
     def interrupt(node: dict, done: int, total: int) -> None:
