@@ -150,7 +150,7 @@ def test_what_cannot_be_walked_is_said_before_anything_is_sampled(launcher, serv
     for settings, says in (
         (["Lyra2Explore.chunks=3"], "chunk 2 needs cameras 161 to 240, the path has 161"),
         (["Lyra2Explore.save_to=../outside"], "no path inside"),
-        (["ImageScale.width=90"], "multiples of 16"),
+        (["ImageScale.width=90", "Lyra2LoadTrajectory.width=90"], "multiples of 16"),
     ):
         prompt = prompt_of(launcher, server, project, "lyra_custom_trajectory", "Lyra2Explore.quality.steps=1", *settings)
         with pytest.raises(launcher.WorkflowError, match=says):
