@@ -19,6 +19,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -57,6 +58,11 @@ class View:
     K: np.ndarray  # (3, 3) pixels, integer centres
     image: np.ndarray | None = None  # (H, W, 3) uint8
     invented: np.ndarray | None = None  # (H, W) bool
+
+    @cached_property
+    def projection(self) -> np.ndarray:
+        """(3, 4) float32: from world points to homogeneous pixels."""
+        return (self.K @ self.w2c[:3]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -152,13 +158,16 @@ def _unseen(view: View, candidates: np.ndarray, stride: int, earlier: Sequence[V
     depth = view.depth[row * stride, column * stride]
     points = _lift(view, column * stride, row * stride, depth)
     needed = (RESOLUTION * view.K[0, 0] / depth).astype(np.float32)
-    for other in reversed(earlier):  # those beside it in time show most of it
-        if not len(left):
-            break
-        if not _may_see(other, points):
+    projections = np.stack([other.projection for other in earlier])
+    may_see = _may_see(projections, points, view.depth.shape)
+    for number in reversed(range(len(earlier))):  # those beside it in time show most of it
+        if not len(left) or not may_see[number]:
             continue
-        kept = ~_shown(points, needed, other)
+        kept = ~_shown(points, needed, earlier[number])
+        if kept.all():
+            continue
         left, points, needed = left[kept], points[:, kept], needed[kept]
+        may_see = _may_see(projections, points, view.depth.shape)
     unseen = np.zeros_like(candidates)
     unseen[row[left], column[left]] = True
     return unseen
@@ -172,27 +181,23 @@ def _lift(view: View, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray
     return np.stack([sum(c2w[i, j] * local[j] for j in range(3)) + c2w[i, 3] for i in range(3)])
 
 
-def _seen_from(view: View, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x, y and z (N,) of world points (3, N): homogeneous pixels, to be divided by z."""
-    # by hand: a matrix product of three rows would wake the threads of the host's BLAS
-    P = (view.K @ view.w2c[:3]).astype(np.float32)
-    return tuple(P[i, 0] * points[0] + P[i, 1] * points[1] + P[i, 2] * points[2] + P[i, 3] for i in range(3))
-
-
-def _may_see(view: View, points: np.ndarray) -> bool:
-    """False if the box around the points (3, N) lies outside of the view."""
+def _may_see(projections: np.ndarray, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(V,) bool of views' projections (V, 3, 4): false where the box around the points (3, N) lies outside of the view."""
+    if not points.size:
+        return np.zeros(len(projections), dtype=bool)
     low, high = points.min(1), points.max(1)
-    corners = np.stack([np.where([i & 1, i & 2, i & 4], low, high) for i in range(8)], 1)
-    x, y, z = _seen_from(view, corners)
-    height, width = view.depth.shape
+    corners = np.stack([np.append(np.where([i & 1, i & 2, i & 4], low, high), 1) for i in range(8)], 1)
+    x, y, z = np.einsum("vij,jc->ivc", projections, corners)
+    height, width = size
     planes = (z <= 0, x < -z, x > width * z, y < -z, y > height * z)
-    return not any(plane.all() for plane in planes)
+    return ~np.any([plane.all(1) for plane in planes], axis=0)
 
 
 def _shown(points: np.ndarray, needed: np.ndarray, view: View) -> np.ndarray:
     """(N,) bool: whether a view shows world points (3, N) with at least the needed (N,) pixels per unit."""
     height, width = view.depth.shape
-    x, y, z = _seen_from(view, points)
+    # by hand: a matrix product of three rows would wake the threads of the host's BLAS
+    x, y, z = (row[0] * points[0] + row[1] * points[1] + row[2] * points[2] + row[3] for row in view.projection)
     with np.errstate(divide="ignore", invalid="ignore"):
         x, y = x / z + np.float32(0.5), y / z + np.float32(0.5)
         fine = np.float32(view.K[0, 0]) / z >= needed
