@@ -20,6 +20,10 @@ from . import types
 RADIANS, DEGREES = ("orbit_horizontal", "orbit_vertical"), ("rotate_spot", "rotate_spot_noise")
 WITHOUT_STRENGTH = ("original", "spiral_center", "back", "back_simple", "dolly_zoom")
 WITHOUT_DIRECTION = ("original", "spiral_center", "dolly_zoom")
+DEMO = Path(__file__).parents[1] / "tools" / "demo"
+# offered beside the input folder's own files, so that a workflow runs before anybody brought one
+WALK, CAPTIONS = "shipped: walk.json", "shipped: captions.json"
+SHIPPED = {WALK: DEMO / "path.json", CAPTIONS: DEMO / "captions.json"}
 
 
 def strength_of(preset: str) -> tuple[float, str] | None:
@@ -204,7 +208,11 @@ class LoadTrajectory(io.ComfyNode):
             "camera-path .json, nerfstudio's transforms.json or viewer path, or a folder with a COLMAP text model. Captions from "
             "a .json that maps frame numbers to texts; 0, 1, 2 count chunks.",
             inputs=[
-                io.Combo.Input("file", options=types.input_files(".npz", ".json") + colmap, tooltip="The camera file."),
+                io.Combo.Input(
+                    "file",
+                    options=[*types.input_files(".npz", ".json"), *colmap, WALK],
+                    tooltip="The camera file. The shipped one is a short walk that suits a room.",
+                ),
                 _frames(161),
                 io.Float.Input(
                     "pose_scale",
@@ -226,7 +234,7 @@ class LoadTrajectory(io.ComfyNode):
                 io.Int.Input("height", default=480, min=16, max=8192, step=16, tooltip="Height of the world, pixels."),
                 io.Combo.Input(
                     "captions",
-                    options=["none", *types.input_files(".json")],
+                    options=["none", *types.input_files(".json"), CAPTIONS],
                     default="none",
                     tooltip="Texts per frame number, one per chunk is used.",
                 ),
@@ -270,8 +278,8 @@ class LoadTrajectory(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file, captions, **_) -> str:
-        read = camera_files.files_read(types.input_path(file))
-        return types.fingerprint(*read, *([types.input_path(captions)] if captions != "none" else []))
+        read = camera_files.files_read(_file(file))
+        return types.fingerprint(*read, *([_file(captions)] if captions != "none" else []))
 
     @classmethod
     def execute(
@@ -279,13 +287,17 @@ class LoadTrajectory(io.ComfyNode):
     ) -> io.NodeOutput:
         notes: list[str] = []
         options = {"curve": curve, "motion": motion, "fit": fit, "undistorted": without_distortion}
-        size, path = (height, width), types.input_path(file)
+        size, path = (height, width), _file(file)
         cameras = camera_files.load_cameras(path, frames, pose_scale, size, **options, on_note=notes.append)
-        texts = load_captions(types.input_path(captions)) if captions != "none" else {}
+        texts = load_captions(_file(captions)) if captions != "none" else {}
         way = float(cameras.centers.diff(dim=0).norm(dim=1).sum())
         report = "\n".join([f"{len(cameras)} cameras of {width}x{height}, a way of {way:.4g} scene units", *notes])
         captions = json.dumps({str(k): v for k, v in texts.items()}, ensure_ascii=False)
         return io.NodeOutput(cameras, captions, report, ui=ui.PreviewText(report))
+
+
+def _file(name: str) -> Path:
+    return SHIPPED.get(name) or types.input_path(name)
 
 
 class SaveTrajectory(io.ComfyNode):

@@ -61,6 +61,15 @@ def launcher():
 
 
 @pytest.fixture(scope="session")
+def graphs():
+    """tools/graphs as a package, with its modules."""
+    package = load_package("lyra_graphs", PROJECT / "tools" / "graphs")
+    for module in ("browser", "describe", "frontend", "layout", "parts"):
+        importlib.import_module(f"lyra_graphs.{module}")
+    return package
+
+
+@pytest.fixture(scope="session")
 def tiny_models():
     """tools/tiny_models.py as a module."""
     return load_tool("tiny_models")

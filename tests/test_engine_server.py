@@ -73,7 +73,7 @@ def files_of(folder: Path) -> set[str]:
 def test_a_saved_preview_world_becomes_a_folder_for_engines_without_any_weights(run, world, base):
     usdz, trimesh = pytest.importorskip("pxr.Usd"), pytest.importorskip("trimesh")
     texts = run("world_to_engine", f"Lyra2LoadWorld.folder={world}")
-    folder = base / "output" / "exports" / "custom_trajectory"
+    folder = base / "output" / "exports" / "world"
     assert files_of(folder) >= EVERYTHING
     assert "Geometry preview: no model licence" in (folder / "README.md").read_text(encoding="utf-8")
     assert any("gaussians" in text for text in texts)
@@ -85,7 +85,7 @@ def test_a_saved_preview_world_becomes_a_folder_for_engines_without_any_weights(
 
 def test_a_saved_world_is_reconstructed_from_its_own_cameras(run, world, base):
     texts = run("world_to_splat", f"Lyra2LoadWorld.folder={world}", "Lyra2Reconstruct.views=6")
-    folder = base / "output" / "exports" / "lyra_custom_trajectory"
+    folder = base / "output" / "exports" / "world_to_splat"
     assert files_of(folder) >= EVERYTHING
     assert "NOT FOR COMMERCIAL USE" in (folder / "README.md").read_text(encoding="utf-8")
     assert any("from 6 frames" in text for text in texts)
@@ -93,7 +93,7 @@ def test_a_saved_world_is_reconstructed_from_its_own_cameras(run, world, base):
 
 
 def test_any_video_is_reconstructed(run, world, base):
-    texts = run("video_to_splat", "Lyra2Reconstruct.views=5")
+    texts = run("video_to_splat", "LoadVideo.file=video.mp4", "Lyra2Reconstruct.views=5")
     assert files_of(base / "output" / "exports" / "video") >= EVERYTHING
     assert list((base / "output" / "lyra2").glob("splat*.mp4"))
     assert any("from 5 frames" in text for text in texts)

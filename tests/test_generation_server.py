@@ -25,6 +25,8 @@ WORKFLOWS = {
     "lyra_custom_trajectory": ["Lyra2Explore.quality.steps=2"],
     "lyra_custom_trajectory_dmd": ["Lyra2Explore.chunks=1"],
     "lyra_there_and_back": ["Lyra2Explore.quality.steps=2"],
+    "lyra_photo_to_splat": ["Lyra2Explore.chunks=1", "Lyra2Reconstruct.views=4"],
+    "lyra_step_by_step": ["Lyra2Reconstruct.views=4"],
 }
 
 
@@ -61,7 +63,8 @@ def prompt_of(launcher, server, project, name: str, *settings: str) -> dict:
     workflow = json.loads((project / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     object_info = server.get("/object_info")
     prompt = launcher.to_api_format(workflow, object_info)
-    own = [f"Lyra2LoadTrajectory.width={WIDTH}", f"Lyra2LoadTrajectory.height={HEIGHT}"] if "custom" in name else []
+    own = {"width": WIDTH, "height": HEIGHT, "file": "trajectory.npz", "captions": "captions.json", "pose_scale": 1.1}
+    own = [f"Lyra2LoadTrajectory.{key}={value}" for key, value in own.items()] if "custom" in name else []
     launcher.apply_settings(prompt, [*SMALL, *own, *settings], server.base / "input", object_info)
     return prompt
 
@@ -84,7 +87,8 @@ def test_every_workflow_of_the_transformer_runs_from_its_file(launcher, server, 
     for name, settings in WORKFLOWS.items():
         outputs = launcher.run_prompt(server, prompt_of(launcher, server, project, name, *settings))
         made = {file.suffix for file in launcher.output_files(outputs, server)}
-        assert {".mp4", ".ply"} <= made, f"{name} made {made}"
+        made |= {file.suffix for file in server.output.glob(f"exports/{name}/*")}
+        assert {".mp4", ".ply", ".glb"} <= made, f"{name} made {made}"
         if name == "lyra_there_and_back":
             assert any("PSNR" in text for text in launcher.output_texts(outputs))
     worlds = base / "output" / "worlds"
@@ -96,7 +100,10 @@ def test_every_workflow_of_the_transformer_runs_from_its_file(launcher, server, 
         "lyra_custom_trajectory",
         "lyra_custom_trajectory_dmd",
         "lyra_there_and_back",
+        "lyra_photo_to_splat",
+        "lyra_step_by_step",
     }
+    assert [len(latents_of(worlds / name)) for name in ("lyra_photo_to_splat", "lyra_step_by_step")] == [1, 2]
     captions = [chunk["prompt"] for chunk in chunks_of(worlds / "lyra_custom_trajectory")]
     assert captions == ["", "a room", "a corridor"]
     assert chunks_of(worlds / "lyra_zoom_dmd_in")[1]["settings"]["quality"]["quality"] == "DMD"

@@ -257,6 +257,9 @@ def start_server(base: Path, output: Path, port: int, log, *extra: str) -> subpr
     for folder in ("input", "models", "temp", "user/default"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
+    example = host / "input" / "example.png"  # the picture of the host's own input folder, which workflows name
+    if example.is_file() and not (base / "input" / example.name).exists():
+        shutil.copyfile(example, base / "input" / example.name)
     link_pack(base)
     settings = base / "user" / "default" / "comfy.settings.json"
     if not settings.exists():
