@@ -8,6 +8,7 @@ from ..lyra_core.models import da3_gaussians, lyra2_host
 from . import (
     caption,
     checkpoint,
+    control,
     depth,
     depth_estimator,
     explorer,
@@ -61,6 +62,7 @@ class LyraExtension(ComfyExtension):
             checkpoint.ConvertCheckpoint,
             *depth_estimator.NODES,
             caption.CaptionPrompt,
+            *control.NODES,
             generation.FramePack,
             generation.ChunkConditioning,
             generation.SampleChunk,

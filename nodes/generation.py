@@ -1,4 +1,4 @@
-"""Chunks by the transformer: what it is shown, how it is sampled, what becomes of it, and all of that in a row."""
+"""Chunks by the transformer: what it is shown, how it is sampled, what becomes of it; and chunks in a row, by any generator."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import GraphBuilder, is_link
 from node_helpers import conditioning_set_values
 
+from ..lyra_core.cameras.camera import join
 from ..lyra_core.cameras.captions import caption
 from ..lyra_core.conditioning.framepack import LYRA2
 from ..lyra_core.conditioning.history import History
-from ..lyra_core.memory.depth_alignment import ALIGNMENTS
 from ..lyra_core.models import generation
-from ..lyra_core.models.lyra2_host import conditioning
+from ..lyra_core.models.lyra2_host import check_model, conditioning
 from ..lyra_core.world import world as worlds
 from ..lyra_core.world import world_files
+from ..lyra_core.world.control import MaskRule
 from . import types
-from .sampling import full_schedule_inputs, seed_input
+from .control import GENERATORS as VIDEO_MODELS
+from .control import vace_inputs, vace_quality_options
+from .inputs import alignment_input, save_input, seed_input
+from .sampling import full_schedule_inputs
 from .world import NOTHING_PLANNED, state_message, where_it_begins
 
 IN_THE_MODEL = "already in the model"
@@ -92,6 +96,7 @@ class ChunkConditioning(io.ComfyNode):
                 types.History.Input("history", tooltip="From Lyra 2 FramePack."),
                 io.Conditioning.Input("positive", tooltip="What the chunk shows; umt5_xxl, CLIP type wan."),
                 io.Conditioning.Input("negative", tooltip="What it should not look like."),
+                io.Model.Input("model", optional=True, tooltip="Looked at only: refused if it is not Lyra 2."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
@@ -101,7 +106,9 @@ class ChunkConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, history, positive, negative) -> io.NodeOutput:
+    def execute(cls, history, positive, negative, model=None) -> io.NodeOutput:
+        if model is not None:
+            check_model(model)
         entries = {**conditioning(history.history), "clip_vision_output": history.image}
         both = (conditioning_set_values(prompt, entries) for prompt in (positive, negative))
         return io.NodeOutput(*both, {"samples": torch.zeros(1, *history.history.warped.shape)})
@@ -153,7 +160,8 @@ class SampleChunk(io.ComfyNode):
         if distilled and quality["dmd_lora"] != IN_THE_MODEL:
             loader = {"model": model, "lora_name": quality["dmd_lora"], "strength_model": 1.0}
             model = graph.node("LoraLoaderModelOnly", "lora", **loader).out(0)
-        prompts = graph.node("Lyra2ChunkConditioning", "prompts", history=history, positive=positive, negative=negative)
+        texts = {"positive": positive, "negative": negative}
+        prompts = graph.node("Lyra2ChunkConditioning", "prompts", history=history, **texts, model=model)
         settings = {} if distilled else {f"schedule.{key}": quality[key] for key in ("steps", "shift")}
         sigmas = graph.node("Lyra2Sigmas", "sigmas", schedule="DMD" if distilled else "full", **settings)
         solver = graph.node(*(("KSamplerSelect", "solver") if distilled else ("Lyra2UniPC", "solver")))
@@ -178,25 +186,6 @@ def _report_output():
     )
 
 
-def _alignment_input():
-    return io.Combo.Input(
-        "alignment",
-        options=list(ALIGNMENTS),
-        default="memory",
-        tooltip="Where the scale of the new depth comes from. memory: what the world knows already, safe for any camera move. "
-        "cameras: the reference's way, which needs a moving camera and an estimator that says where it stood. none.",
-    )
-
-
-def _save_input():
-    return io.String.Input(
-        "save_to",
-        default="",
-        tooltip="A folder in the output folder. The world is saved there after every chunk, and what was made there in the "
-        "same way is taken from it instead of made again. Empty: not saved.",
-    )
-
-
 class AppendChunk(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -211,9 +200,9 @@ class AppendChunk(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="What was sampled."),
                 io.Vae.Input("vae", tooltip="wan_2.1_vae."),
                 types.DepthEstimator.Input("depth_estimator", tooltip="How far the new surfaces are."),
-                _alignment_input(),
+                alignment_input(),
                 io.String.Input("prompt", default="", multiline=True, tooltip="Kept with the chunk."),
-                _save_input(),
+                save_input(),
                 io.String.Input("settings", default="{}", advanced=True, tooltip="JSON that is kept with the chunk."),
                 io.String.Input("before", default="", advanced=True, tooltip="What was reported before; its report follows."),
             ],
@@ -243,6 +232,30 @@ class AppendChunk(io.ComfyNode):
 
 # ------------------------------------------------------------------------------------------------- all chunks of a path
 
+LYRA, PREVIEW = "Lyra 2", "geometry preview"
+NEEDED = {  # of each generator
+    LYRA: ("model", "clip", "clip_vision", "vae", "depth_estimator"),
+    **dict.fromkeys(VIDEO_MODELS, ("model", "clip", "vae", "depth_estimator")),
+    PREVIEW: (),
+}
+MODELS = (*NEEDED[LYRA], "low_noise_model")
+
+
+def _generator_input():
+    vace = [io.DynamicCombo.Option(o.key, [*o.inputs, *vace_inputs()]) for o in vace_quality_options()]
+    return io.DynamicCombo.Input(
+        "generator",
+        options=[io.DynamicCombo.Option(LYRA, []), *vace, io.DynamicCombo.Option(PREVIEW, [])],
+        tooltip="Who paints the frames. Lyra 2: 'quality' above is its. Wan VACE: any Wan 2.1 VACE, or the two experts of Wan "
+        "2.2 VACE Fun. geometry preview: no weights, needs no model.",
+    )
+
+
+def _check_needed(generator: str, inputs: dict) -> None:
+    missing = [name for name in NEEDED[generator] if inputs.get(name) is None]
+    if missing:
+        raise ValueError(f"{generator} needs {', '.join(NEEDED[generator])}; connect {', '.join(missing)}")
+
 
 class Explore(io.ComfyNode):
     @classmethod
@@ -263,11 +276,21 @@ class Explore(io.ComfyNode):
                     "cameras",
                     tooltip="Where to go. The first camera is where the world stands; then 80 for every chunk.",
                 ),
-                io.Model.Input("model", raw_link=True, tooltip="The Lyra 2 transformer, with any LoRAs."),
-                io.Clip.Input("clip", raw_link=True, tooltip="umt5_xxl, type wan."),
-                io.ClipVision.Input("clip_vision", raw_link=True, tooltip="clip_vision_h."),
-                io.Vae.Input("vae", raw_link=True, tooltip="wan_2.1_vae."),
-                types.DepthEstimator.Input("depth_estimator", raw_link=True, tooltip="How far the new surfaces are."),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    raw_link=True,
+                    tooltip="The generator, with any LoRAs: the Lyra 2 transformer, or Wan VACE (of Wan 2.2 the high noise expert).",
+                ),
+                io.Clip.Input("clip", optional=True, raw_link=True, tooltip="umt5_xxl, type wan."),
+                io.ClipVision.Input("clip_vision", optional=True, raw_link=True, tooltip="clip_vision_h; only Lyra 2 needs it."),
+                io.Vae.Input("vae", optional=True, raw_link=True, tooltip="wan_2.1_vae."),
+                types.DepthEstimator.Input(
+                    "depth_estimator", optional=True, raw_link=True, tooltip="How far the new surfaces are."
+                ),
+                io.Model.Input(
+                    "low_noise_model", optional=True, raw_link=True, tooltip="Of Wan 2.2 VACE Fun the low noise expert."
+                ),
                 io.Int.Input(
                     "chunks", default=2, min=0, max=1000, tooltip="How many chunks of 80 frames to make. 0: the world as it is."
                 ),
@@ -299,26 +322,28 @@ class Explore(io.ComfyNode):
                     advanced=True,
                     tooltip="For how many cameras of a chunk frames are retrieved; the reference: 1, its last.",
                 ),
-                _alignment_input(),
-                _save_input(),
+                alignment_input(),
+                save_input(),
+                _generator_input(),
             ],
             outputs=[types.World.Output(display_name="world"), _report_output()],
         )
 
     @classmethod
-    def execute(cls, world, cameras, chunks, first_chunk, quality, save_to, **inputs) -> io.NodeOutput:
+    def execute(cls, world, cameras, chunks, first_chunk, quality, save_to, generator=None, **inputs) -> io.NodeOutput:
         if not chunks or len(cameras) == 1:  # nothing is planned
             return io.NodeOutput(world, NOTHING_PLANNED, expand={})
+        generator = generator or {"generator": LYRA}
+        _check_needed(generator["generator"], inputs)
         _chunk_of(cameras, first_chunk + chunks - 1)  # say now what could not be walked later
         if save_to.strip():
             types.output_folder(save_to)
         graph, prompt = GraphBuilder(), cls.hidden.dynprompt
         # links, not values: a child with values would be made again in every run
         inputs |= {"cameras": prompt.get_node(cls.hidden.unique_id)["inputs"]["cameras"], "save_to": save_to}
-        made_with = [
-            upstream_hash(prompt, inputs[name]) for name in ("model", "clip", "clip_vision", "vae", "depth_estimator")
-        ]
-        settings = {"quality" if key == "quality" else f"quality.{key}": value for key, value in quality.items()}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        made_with = [upstream_hash(prompt, inputs[name]) for name in MODELS if name in inputs]
+        settings = {**_flat("quality", quality), **_flat("generator", generator)}
         report = ""
         for index in range(first_chunk, first_chunk + chunks):
             node = graph.node(
@@ -362,17 +387,28 @@ class ExploreChunk(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, world, cameras, model, clip, clip_vision, vae, depth_estimator, prompt, negative, quality, seed, retrieve,
-        views, alignment, save_to, index, made_with, report="",
+        cls, world, cameras, prompt, negative, quality, seed, retrieve, views, alignment, save_to, index, made_with,
+        report="", generator=None, **models,
     ) -> io.NodeOutput:  # fmt: skip
-        target = _chunk_of(cameras, index)
+        generator = generator or {"generator": LYRA}
+        name, target = generator["generator"], _chunk_of(cameras, index)
+        _check_needed(name, models)
         begins = f"chunk {index}: {where_it_begins(world, cameras[index * LYRA2.new_frames :])}"
         report = "\n".join(filter(None, [report, begins]))
         text = caption(prompt, index, len(cameras))
-        sampled_as = {"quality": quality, "seed": seed, "negative": negative, "retrieve": retrieve, "views": views}
+        graph = GraphBuilder()
+        if name == PREVIEW:
+            walked = {"cameras": join(world.last_camera, target), "captions": text, "save_to": save_to, "retrieve": retrieve}
+            grown = graph.node("Lyra2PreviewChunks", "preview", world=world, **walked, chunk_frames=LYRA2.new_frames)
+            return io.NodeOutput(grown.out(0), report, expand=graph.finalize(), ui=ui.PreviewText(report))
+        asked = quality if name == LYRA else {key if key != "generator" else "quality": v for key, v in generator.items()}
         settings = {
-            "generator": "lyra 2",
-            **sampled_as,
+            "generator": "lyra 2" if name == LYRA else "wan vace",
+            "quality": asked,
+            "seed": seed,
+            "negative": negative,
+            "retrieve": retrieve,
+            "views": views,
             "alignment": alignment,
             "path": worlds.fingerprint(target),
             "made_with": made_with,
@@ -383,38 +419,59 @@ class ExploreChunk(io.ComfyNode):
                 report += " It was made before, and is taken from the folder."
                 return io.NodeOutput(made, report, ui=ui.PreviewText(report))
             world_files.save(world, folder)
-        graph, plan = GraphBuilder(), worlds.plan(world, target, retrieve, views)
-        history = graph.node("Lyra2FramePack", "pack", world=world, plan=plan, vae=vae, clip_vision=clip_vision)
-        positive, refused = (
-            graph.node("CLIPTextEncode", name, clip=clip, text=words).out(0)
+        chunk = {"world": world, "plan": worlds.plan(world, target, retrieve, views)}
+        prompts = [
+            graph.node("CLIPTextEncode", name, clip=models["clip"], text=words).out(0)
             for name, words in (("positive", text), ("negative", negative))
-        )
-        sampling = {f"quality.{key}" if key != "quality" else key: value for key, value in quality.items()}
-        latent = graph.node(
-            "Lyra2SampleChunk",
-            "sample",
-            model=model,
-            history=history.out(0),
-            positive=positive,
-            negative=refused,
-            seed=seed,
-            **sampling,
-        )
-        grown = graph.node(
-            "Lyra2AppendChunk",
-            "append",
-            world=world,
-            plan=plan,
-            latent=latent.out(0),
-            vae=vae,
-            depth_estimator=depth_estimator,
-            alignment=alignment,
-            prompt=text,
-            save_to=save_to,
-            settings=json.dumps(settings),
-            before=report,
-        )
+        ]
+        kept = {"depth_estimator": models["depth_estimator"], "alignment": alignment, "prompt": text, "save_to": save_to}
+        kept |= {"settings": json.dumps(settings), "before": report}
+        paint = _by_lyra if name == LYRA else _by_vace
+        grown = paint(graph, chunk, models, prompts, asked, seed, kept)
         return io.NodeOutput(grown.out(0), grown.out(1), expand=graph.finalize(), ui=ui.PreviewText(report))
+
+
+def _by_lyra(graph: GraphBuilder, chunk: dict, models: dict, prompts: list, quality: dict, seed: int, kept: dict):
+    vae, (positive, negative) = models["vae"], prompts
+    history = graph.node("Lyra2FramePack", "pack", **chunk, vae=vae, clip_vision=models["clip_vision"]).out(0)
+    painted = {"model": models["model"], "history": history, "positive": positive, "negative": negative, "seed": seed}
+    latent = graph.node("Lyra2SampleChunk", "sample", **painted, **_flat("quality", quality)).out(0)
+    return graph.node("Lyra2AppendChunk", "append", **chunk, latent=latent, vae=vae, **kept)
+
+
+def _by_vace(graph: GraphBuilder, chunk: dict, models: dict, prompts: list, asked: dict, seed: int, kept: dict):
+    world, plan, vae = chunk["world"], chunk["plan"], models["vae"]
+    overlap = int(asked["overlap"])
+    overlap = overlap if overlap <= len(world) else 1  # behind the photo there is nothing
+    rule = {"dilation": asked["dilation"], "depth_edges": asked["depth_edges"]}
+    views = graph.node("Lyra2ControlViews", "views", **chunk, overlap=overlap, **rule, edge_width=MaskRule().widening)
+    shown = {"control_video": views.out(0), "mask": views.out(1), "pinned": overlap, "strength": asked["strength"]}
+    if count := min(asked["references"], len(plan.retrieved)):
+        best = {"batch_index": len(plan.retrieved) - count, "length": count}
+        shown["references"] = graph.node("ImageFromBatch", "references", image=views.out(3), **best).out(0)
+    texts = dict(zip(("positive", "negative"), prompts, strict=True))
+    told = graph.node(
+        "Lyra2VaceConditioning", "told", **texts, vae=vae, **shown, trust=asked["trusted_steps"] > 0, model=models["model"]
+    )
+    schedule = ("steps", "cfg", "shift", "boundary", "lora", "lora_strength")
+    quality = _flat("quality", {key: asked[key] for key in ("quality", *schedule) if key in asked})
+    experts = {name: models[name] for name in ("model", "low_noise_model") if models.get(name) is not None}
+    sampled = graph.node(
+        "Lyra2SampleVace",
+        "sample",
+        **experts,
+        **dict(zip(("positive", "negative", "latent", "trim_latent"), map(told.out, range(4)), strict=True)),
+        **quality,
+        trusted_steps=asked["trusted_steps"],
+        seed=seed + len(world.chunks),
+    )
+    images = graph.node("VAEDecode", "decode", samples=sampled.out(0), vae=vae).out(0)
+    return graph.node("Lyra2AppendFrames", "append", **chunk, images=images, anchor=asked["anchor"], **kept)
+
+
+def _flat(name: str, choice: dict) -> dict:
+    """A DynamicCombo's value as the inputs that it is made of."""
+    return {name if key == name else f"{name}.{key}": value for key, value in choice.items()}
 
 
 def _chunk_of(cameras, index: int):

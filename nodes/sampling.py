@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..lyra_core.conditioning import schedules
 from ..lyra_core.models.sampling import UniPC
 from . import types
+from .inputs import seed_input
 
 
 def full_schedule_inputs() -> list:
@@ -29,17 +30,6 @@ def full_schedule_inputs() -> list:
             tooltip="Higher spends more steps on the composition, fewer on details. Lyra 2 was trained with 5.",
         ),
     ]
-
-
-def seed_input():
-    return io.Int.Input(
-        "seed",
-        default=1,
-        min=0,
-        max=2**32 - 100_001,
-        control_after_generate=True,
-        tooltip="Chunk number c of a world uses seed + c. The same seed gives the same world.",
-    )
 
 
 class Sigmas(io.ComfyNode):

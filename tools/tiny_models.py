@@ -80,6 +80,20 @@ def write_wan(path: Path, dim: int = 128, num_layers: int = 2, seed: int = 0) ->
     return path
 
 
+def write_vace(path: Path, vace_layers: int = 1, seed: int = 6) -> Path:
+    """A Wan 2.1 VACE transformer, as wide as the smallest text encoder of the host needs it; its file says so."""
+    from comfy.ldm.wan.model import VaceWanModel
+
+    sizes = {"dim": 128, "ffn_dim": 256, "num_heads": 1, "num_layers": 2, "vace_layers": vace_layers, "text_dim": 768}
+    with torch.device("meta"):
+        network = VaceWanModel("vace", in_dim=16, vace_in_dim=96, **sizes, device="meta", operations=torch.nn)
+    weights = random_weights({key: tuple(w.shape) for key, w in network.state_dict().items()}, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = json.dumps({"transformer": {"text_dim": sizes["text_dim"]}})
+    save_file(dict(weights), path, {"format": "pt", "config": config})
+    return path
+
+
 def tiled_weights(shapes: Mapping[str, tuple[int, ...]], seed: int, dtype=torch.float16) -> dict[str, Tensor]:
     """random_weights for networks whose size the host fixes: the same thousand numbers again and again, made at once."""
     block = torch.randn(1009, generator=torch.Generator().manual_seed(seed))
@@ -232,15 +246,26 @@ def write_da3(path: Path, seed: int = 4) -> Path:
     return _write(path, {key: w * 0.02 if "output_conv2" in key else w for key, w in weights.items()})
 
 
+def write_vace_files(models: Path) -> None:
+    """Wan 2.1 VACE and the two experts of Wan 2.2 VACE Fun."""
+    for seed, name in enumerate(("1_vace_1.3B_fp16", "2_fun_vace_high_noise_14B_fp8_scaled", "2_fun_vace_low_noise_14B_fp8_scaled")):
+        write_vace(models / "diffusion_models" / f"wan2.{name}.safetensors", 1 + seed // 2, 6 + seed)
+
+
+def write_lora(path: Path, dim: int, seed: int = 5) -> Path:
+    """A LoRA of rank 2 on one projection of a transformer that wide."""
+    shapes = {f"diffusion_model.blocks.0.self_attn.q.lora_{n}.weight": s for n, s in (("A", (2, dim)), ("B", (dim, 2)))}
+    return _write(path, tiled_weights(shapes, seed))
+
+
 def write_all(models: Path) -> Path:
     """A models folder with every file that the workflows name, small enough to run on a CPU."""
     write_lyra2(models / "diffusion_models" / "lyra2.safetensors", SMALLEST)
+    write_vace_files(models)
     write_vae(models / "vae" / "wan_2.1_vae.safetensors", dim=4)
     write_text_encoder(models / "text_encoders" / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
     write_clip_vision(models / "clip_vision" / "clip_vision_h.safetensors")
     write_da3(models / "geometry_estimation" / "depth_anything_3_mono_large.safetensors")
     write_da3_gaussians(models / "geometry_estimation" / "lyra2_reconstruction.pt")
-    lora = {"lora_A": (2, 96), "lora_B": (96, 2)}
-    tensors = {f"diffusion_model.blocks.0.self_attn.q.{key}.weight": shape for key, shape in lora.items()}
-    _write(models / "loras" / "lyra2_dmd_distillation.safetensors", tiled_weights(tensors, 5))
+    write_lora(models / "loras" / "lyra2_dmd_distillation.safetensors", 96)
     return models

@@ -109,6 +109,8 @@ PROGRAMS = {
 LICENCES = {
     "lyra 2": "Lyra 2 weights made frames of this world: NVIDIA Internal Scientific Research and Development Model "
     "License. Research only, NOT FOR COMMERCIAL USE.",
+    "wan vace": "Wan VACE painted frames of this world: Apache-2.0, commercial use allowed; LoRAs that it was used with may "
+    "say otherwise.",
     "geometry preview": "Geometry preview: no model licence. Its frames are the photo's own pixels, moved and softened.",
 }
 MODELS = {

@@ -22,6 +22,7 @@ from ..conditioning.framepack import LATENT_FRAMES, LYRA2, FramePackLayout, spat
 from ..conditioning.history import History
 from ..memory.depth_alignment import DepthEstimator, NoScaleError, in_scene_units, known_depth
 from ..memory.warp import lift, splat
+from ..world import control
 from ..world.world import ChunkPlan, Latents, World, append, keyframe_ids, to_uint8, warped_views
 from . import streaming_vae
 from .depth_estimators import MemoryEstimator
@@ -172,6 +173,58 @@ def grow(
     )
     grown.stream.append(stream)
     return grown, report
+
+
+OVERLAPS = (0, 1, 5, 9, 13)  # known frames that a video model may have been given, and gives back, before the new ones
+
+
+def append_frames(
+    world: World,
+    plan: ChunkPlan,
+    frames: Tensor,
+    estimator: DepthEstimator,
+    alignment: str = "memory",
+    prompt: str = "",
+    settings: Mapping | None = None,
+    anchor: bool = True,
+    on_step: Progress = quiet,
+) -> tuple[World, str]:
+    """The world with painted frames (F, H, W, 3) in 0..1 as its next chunk, and a report.
+
+    Known frames in front of the F planned ones are dropped. anchor: colours are brought back to what the memory shows.
+    ValueError for another number or size of frames, and for NaN.
+    """
+    _check_plan(world, plan)
+    extra = len(frames) - len(plan.target)
+    if extra not in OVERLAPS:
+        raise ValueError(
+            f"the plan asks for {len(plan.target)} frames, found {len(frames)}; up to {OVERLAPS[-1]} known ones may come "
+            f"before them ({', '.join(map(str, OVERLAPS))})"
+        )
+    if tuple(frames.shape[1:]) != (*world.size, 3):
+        raise ValueError(
+            f"the frames are {frames.shape[2]}x{frames.shape[1]} with {frames.shape[3]} channels, the world is "
+            f"{world.size[1]}x{world.size[0]} with 3; resize them"
+        )
+    frames, kept, reports = frames[extra:].detach().float().cpu(), dict(settings or {}), []
+    if not torch.isfinite(frames).all():
+        raise ValueError("the frames have NaN or infinite pixels; the node that made them failed")
+    if extra:
+        reports.append(f"{extra} known frame{'s' * (extra > 1)} in front dropped")
+    on_step(0, 2)
+    if anchor:
+        frames, tint, report = control.anchored(world, plan, frames, comfy.model_management.get_torch_device())
+        kept["tint"] = {"gain": list(tint.gain), "offset": list(tint.offset)}
+        reports.append(report)
+    on_step(1, 2, to_uint8(frames[-1]))
+    frames, ids = frames.clamp(0, 1), keyframe_ids(plan)
+    pictures = torch.stack([frames[frame - plan.first_frame] for frame in ids]) * 2 - 1
+    depths, report = _depths(world, plan, ids, pictures, estimator, alignment)
+    made_up, newest = invented(world, plan.target), frames[-1].clone() * 2 - 1
+    on_step(2, 2)
+    depths = dict(zip(ids, depths, strict=True))
+    grown = append(world, plan, to_uint8(frames), made_up, depths, prompt, kept, newest)
+    return grown, "; ".join([*reports, report])
 
 
 def _depths(world, plan, ids, pictures, estimator, alignment) -> tuple[Tensor, str]:

@@ -321,6 +321,16 @@ def put_first(entry: type) -> None:
         models[:] = [entry, *(model for model in models if model.__name__ != entry.__name__)]
 
 
+def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
+    """ValueError for a model that is not this one: it would ignore all that it is shown of the past."""
+    if not isinstance(model.model, Lyra2Base):
+        hint = "; that is for the generator 'Wan VACE'" * isinstance(model.model, comfy.model_base.WAN21_Vace)
+        raise ValueError(
+            f"this is a {type(model.model).__name__} model, not the Lyra 2 transformer{hint}. Load its converted file, or choose "
+            "another generator"
+        )
+
+
 def register() -> None:
     """Make the host know Lyra 2: a plain Wan file goes on to be plain Wan."""
     put_first(Lyra2)

@@ -154,20 +154,20 @@ def coarse_to_fine(plan: ChunkPlan) -> list[int]:
     return order + sorted(set(range(len(plan.target))) - set(order))
 
 
-def remembered_sources(world: World, plan: ChunkPlan) -> list[Source]:
+def remembered_sources(world: World, plan: ChunkPlan, device: torch.device | None = None) -> list[Source]:
     """The photo and the retrieved frames, oldest first, then the newest frame; that one alone if none was retrieved.
 
-    Retrieval leaves the photo out where later frames show all that it does; but those were resampled from it.
+    Retrieval leaves the photo out where later frames show all that it does; but those were resampled from it. They are put
+    on `device`; None: the CPU, where worlds are.
     """
     photo = {0} if plan.retrieved else set()
     frames = sorted({*photo, *plan.retrieved, max(world.memory.frames)}, key=lambda f: (f != 0, f >= 0, abs(f)))
     sources: list[Source] = []
     for frame in frames:
         keyframe = world.memory[frame]
-        camera = keyframe.camera
-        sources.append(
-            _source(to_float(world.frame(frame)), world.invented(frame), sharpened(keyframe.depth), camera, sources)
-        )
+        image, invented, depth = to_float(world.frame(frame)), world.invented(frame), sharpened(keyframe.depth)
+        image, invented, depth = (part.to(device or image.device) for part in (image, invented, depth))
+        sources.append(_source(image, invented, depth, keyframe.camera.to(depth.device), sources))
     return sources
 
 
@@ -183,8 +183,8 @@ def _source(image: Tensor, invented: Tensor, depth: Tensor, camera: Cameras, ear
     return Source(image, invented, depth, disparity, camera, new, patches(depth, camera, new))
 
 
-def look_up(sources: list[Source], camera: Cameras) -> Look:
-    """One new view, complete: what no source shows is made up."""
+def look_up(sources: list[Source], camera: Cameras, make_up: bool = True) -> Look:
+    """One new view. What no source shows is made up, or left black; its depth is made up either way."""
     depth = surface_depth(sources, camera)
     covered = depth > 0
     if covered.any():
@@ -195,13 +195,13 @@ def look_up(sources: list[Source], camera: Cameras) -> Look:
     invented = torch.ones_like(covered)
     found = torch.zeros_like(covered)
     _find(sources, camera, depth, image, invented, found)
-    if not found.any():
+    if make_up and not found.any():
         image[:] = sources[0].image.mean((0, 1))  # looking away from all that is known
-    elif not found.all():
+    elif found.any() and not found.all():
         # beside a silhouette the foreground reaches half a pixel too far; what lies behind may be known after all
         depth[~found] = continued(depth[..., None], depth, found)[:, 0]
         _find(sources, camera, depth, image, invented, found)
-        if not found.all():
+        if make_up and not found.all():
             image[~found] = _made_up(image, depth, found)
     return Look(image, invented, depth, found)
 

@@ -29,6 +29,7 @@ from ..memory.retrieval import Keyframe, SpatialMemory
 from .world import Chunk, Latents, World
 
 MANIFEST = "world.json"
+FOUND = ("tint",)  # settings that come out of making a chunk and do not go into it
 FORMAT, VERSION = "lyra-world", 2  # 2: latents and exact last frames
 WHOLE = 1 << 16  # numbers; larger tensors are compared at their ends
 
@@ -292,7 +293,8 @@ def made_before(folder: Path, world: World, prompt: str, settings: Mapping) -> W
     """
     folder = Path(folder)
     for entry in continuing(folder, world):
-        if entry.prompt == prompt and entry.settings == settings and not _fault(folder, entry):
+        asked = {name: value for name, value in entry.settings.items() if name not in FOUND}
+        if entry.prompt == prompt and asked == settings and not _fault(folder, entry):
             try:
                 chunk, keyframes = _load_chunk(folder, entry, world.size, len(world))
             except WorldFileError:
