@@ -211,16 +211,22 @@ def test_the_newest_preflight_of_a_client_overtakes_those_that_have_not_begun(se
     assert sorted(statuses[:3]) == [200, 409, 409] and statuses[3] == 200 and server.routes.newest == {}
 
 
-def test_retrieval_does_not_hold_up_the_others(server, world):
-    gate, asked = threading.Event(), {"folder": "worlds/room", "path": planned(world)}
-    server.routes.slow_worker.submit(gate.wait, 30)
+def test_retrieval_does_not_hold_up_the_others(server, world, pack, monkeypatch):
+    begun, gate, asked = threading.Event(), threading.Event(), {"folder": "worlds/room", "path": planned(world)}
+
+    def slow(*_):
+        begun.set()
+        return [] if gate.wait(30) else None
+
+    monkeypatch.setattr(pack.routes, "_retrieved", slow)
 
     async def race():
-        slow = asyncio.create_task(server._ask("POST", "/lyra2/preflight", json={**asked, "retrieve": True}))
-        quick = (await server._ask("POST", "/lyra2/preflight", json=asked))[0]
-        waiting = not slow.done()
+        retrieving = asyncio.create_task(server._ask("POST", "/lyra2/preflight", json={**asked, "retrieve": True}))
+        await asyncio.to_thread(begun.wait, 30)
+        quick = (await asyncio.wait_for(server._ask("POST", "/lyra2/preflight", json=asked), 20))[0]
+        waiting = not retrieving.done()
         gate.set()
-        return quick, waiting, (await slow)[0]
+        return quick, waiting, (await retrieving)[0]
 
     assert server.run(race()) == (200, True, 200)
 
@@ -302,6 +308,11 @@ def test_a_state_that_is_none_or_is_not_there_is_not_found(server, world, state)
         assert server.get(path)[0] == 404
     status, _, content = server.post("/lyra2/preflight", {"folder": "worlds/room", "state": state, "path": ""})
     assert status == 404 and json.loads(content)["error"]
+
+
+def test_fewer_than_eight_letters_of_a_key_are_none(server, world):
+    assert server.get(f"/lyra2/points/{world.key[:8]}?folder=worlds/room")[0] == 200
+    assert server.get(f"/lyra2/points/{world.key[:7]}?folder=worlds/room")[0] == 404
 
 
 @pytest.mark.parametrize(

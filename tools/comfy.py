@@ -36,6 +36,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -604,15 +605,46 @@ def convert(source: Path, target: Path) -> int:
     return 0
 
 
-def serve(options) -> int:
+def explore(options) -> int:
+    prepared = tool("explore")
+    what, output, base = options.what or DEMO / "room.png", Path("output").resolve(), home() / "base"
+    template = json.loads((prompts.WORKFLOWS / f"{prepared.TEMPLATE}.json").read_text(encoding="utf-8"))
+    if prepared.is_world(what):
+        from lyra_core.world import world_files
+
+        what = what.resolve()
+        if output not in what.parents:
+            output = what.parent
+            say(f"the output folder is {output}, because the world is there")
+        state = world_files.latest(what)[0]
+        workflow = prepared.with_world(template, what.relative_to(output).as_posix(), state)
+    elif what.is_file():
+        workflow = prepared.with_photo(template, what, demo_size(what), base)
+    else:
+        raise WorkflowError(f"{what}: neither a photo nor the folder of a saved world (with a world.json)")
+    return serve(options, output, prepared.offer(workflow, base))
+
+
+def open_when_up(process: subprocess.Popen, port: int, page: str) -> None:
+    """Show a page in the browser once the server answers."""
+    while process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            webbrowser.open(f"http://127.0.0.1:{port}{page}")
+            return
+        time.sleep(0.3)
+
+
+def serve(options, output: Path = Path("output"), page: str = "") -> int:
     base = home() / "base"
     base.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", options.port)) == 0:
             raise SystemExit(f"port {options.port} is in use, perhaps by another ComfyUI; choose another with --port")
-    say(f"ComfyUI with {PACK_NAME}: http://127.0.0.1:{options.port}  (Ctrl-C stops it)")
-    process = start_server(base, Path("output").resolve(), options.port, None)
+    say(f"ComfyUI with {PACK_NAME}: http://127.0.0.1:{options.port}{page}  (Ctrl-C stops it)")
+    process = start_server(base, output.resolve(), options.port, None)
     try:
+        if page:
+            open_when_up(process, options.port, page)
         return process.wait()
     except KeyboardInterrupt:
         process.terminate()
@@ -665,6 +697,9 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("convert", help="a released transformer or LoRA, for the stock loaders")
     command.add_argument("source", type=Path, help="a folder of .distcp files, a .pth or a .safetensors file")
     command.add_argument("target", type=Path, help="for ComfyUI/models/diffusion_models, or models/loras for a LoRA")
+    command = commands.add_parser("explore", help="walk on in the browser, from a photo or in a saved world")
+    command.add_argument("what", nargs="?", type=Path, help="a photo, or a world's folder; a picture shipped with the project without it")
+    command.add_argument("--port", type=int, default=8188)
     command = commands.add_parser("serve", help="ComfyUI with the pack, for the browser")
     command.add_argument("--port", type=int, default=8188)
     for name in PASSED_ON:
@@ -701,6 +736,8 @@ def carry_out(options, rest: list[str]) -> int:
         return run_command(options.workflow, options.settings, options.output)
     if options.command == "convert":
         return convert(options.source, options.target)
+    if options.command == "explore":
+        return explore(options)
     if options.command == "serve":
         return serve(options)
     if options.command == "test":

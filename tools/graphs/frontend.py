@@ -26,7 +26,9 @@ LATER = {
     "PreviewGaussianSplat": 560,
     "CLIPTextEncode": 180,  # room to write
     "Lyra2Explore": 700,
+    "Lyra2Explorer": 820,
 }
+WIDER = {"Lyra2Explorer": 960}  # a view to walk in, beside its panels
 # which of tools/models.py a loader's file is, for the host's missing-model dialog
 FILES = {
     "CLIPLoader": "umt5-fp8",
@@ -129,7 +131,7 @@ class Writer:
         if name not in self.sizes:
             raise SystemExit(f"nobody knows how large {name!r} is; run: python tools/comfy.py workflows --measure")
         width, height = self.sizes[name]
-        return max(WIDTH, width), max(height, LATER.get(node.kind, 0))
+        return max(WIDTH, width, WIDER.get(node.kind, 0)), max(height, LATER.get(node.kind, 0))
 
     def _slots(self, node: Node) -> tuple[list[Input], list[tuple[str, str]]]:
         """A node's inputs, and its outputs' names and types."""

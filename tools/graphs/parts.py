@@ -221,5 +221,5 @@ def loaded_models() -> Column:
     return {"models": Node(LOAD_MODELS.name)}
 
 
-def everything(world: str, name: str) -> Column:
-    return {"everything": Node(SAVE_EVERYTHING.name, {"folder": f"exports/{name}"}, {"world": (world, 0)})}
+def everything(world: str, name: str, **more: str) -> Column:
+    return {"everything": Node(SAVE_EVERYTHING.name, {"folder": f"exports/{name}", **more}, {"world": (world, 0)})}

@@ -45,6 +45,8 @@ def make(folder: Path, graphs: Mapping[str, Graph], run: Callable[[dict], None],
     """One <name>.jpg for each graph. `run` runs a prompt on `server`."""
     shutil.copyfile(PHOTO, server.base / "input" / PHOTO.name)
     for name, graph in graphs.items():
+        if name not in SHOWN:
+            continue  # a picture of the page itself
         if not any(node.kind in PATHS for node in graph.nodes.values()):
             graph = graphs["custom_trajectory"]  # a world like the one that comes out of that
         run(prompt_of(name, graph, SHOWN[name]))
