@@ -11,7 +11,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted(file.stem for file in (PROJECT / "workflows").glob("*.json"))
-BESIDE = 4  # pixels by which a link may come near a node
+BESIDE = 4  # pixels by which a link may lie within a node's edge
 pytestmark = pytest.mark.usefixtures("graphs")
 
 
@@ -43,30 +43,27 @@ def test_nodes_stand_apart_and_whole_in_one_group(graphs, name):
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_no_link_runs_under_a_node(graphs, name):
-    """Between two turns a link is straight; before the first and after the last it stays between two columns."""
+    """Between two turns a link is straight; before the first and after the last it stays in the gap between two columns."""
     workflow = workflow_of(name)
     boxes = boxes_of(workflow, graphs)
     turns = {turn["id"]: turn for turn in workflow["extra"].get("reroutes", [])}
     last = {each["id"]: each["parentId"] for each in workflow["extra"].get("linkExtensions", [])}
-    for number, source, _, target, _, _ in workflow["links"]:
+    places = {node["id"]: node["pos"] for node in workflow["nodes"]}
+    for number, source, output, target, entry, _ in workflow["links"]:
         way, turn = [], last.get(number)
         while turn is not None:
             way.insert(0, turns[turn]["pos"])
             assert number in turns[turn]["linkIds"]
             turn = turns[turn].get("parentId")
-        start, end = boxes[source].right, boxes[target].left
-        places = [(start, None), *way, (end, None)] if way else [(start, None), (end, None)]
-        for (x, y), (then_x, then_y) in itertools.pairwise(places):
-            straight = y is not None and then_y is not None
-            low, high = sorted((y, then_y)) if straight else (-1e9, 1e9)
-            left, right = sorted((x, then_x))
-            if not way:
-                rows = [boxes[each].top for each in (source, target)] + [boxes[each].bottom for each in (source, target)]
-                low, high = min(rows), max(rows)
-            line = graphs.layout.Box(left, low, right, high)
-            others = {n: box for n, box in boxes.items() if straight or n not in (source, target)}
-            under = [n for n, box in others.items() if box.left < right and left < box.right and box.meets(line, -BESIDE)]
-            assert not under or not (straight or not way), f"link {number} from {source} to {target} runs under {under}"
+        if not way:
+            heights = [places[node][1] + graphs.layout.SLOT * (slot + 0.7) for node, slot in ((source, output), (target, entry))]
+            way = list(zip((boxes[source].right, boxes[target].left), heights, strict=True))
+        for (x, y), (then_x, then_y) in itertools.pairwise(way):
+            line = graphs.layout.Box(min(x, then_x), min(y, then_y), max(x, then_x), max(y, then_y))
+            under = [node for node, box in boxes.items() if box.meets(line, -BESIDE)]
+            assert not under, f"link {number} from {source} to {target} runs under {under}"
+        ends = (way[0][0] - boxes[source].right, boxes[target].left - way[-1][0])
+        assert all(0 <= end < graphs.layout.BETWEEN_COLUMNS for end in ends), "it turns in the gap beside its nodes"
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

@@ -10,12 +10,12 @@ from math import ceil
 from . import layout
 from .describe import Graph, Group, Node, Subgraph
 from .inputs import DYNAMIC_COMBO, Input, inputs_of
-from .parts import NOTE, SUBGRAPHS
+from .parts import NOTE, SAVE_EVERYTHING, SUBGRAPHS
 
 NOTE_WIDTH, NOTE_LINE = 620, 95  # letters that a line of that width holds
 WIDTH = 320  # of a node that does not need more
-# what the frontend shows in a node once it ran, on top of what it draws before: pictures, videos, reports, viewers
-LATER = {
+# least heights of nodes that show something once they ran, or that people write in
+ROOMY = {
     "LoadImage": 340,
     "LoadVideo": 340,
     "PreviewImage": 300,
@@ -24,11 +24,15 @@ LATER = {
     "SaveGLB": 460,
     "SaveGaussianSplat": 560,
     "PreviewGaussianSplat": 560,
-    "CLIPTextEncode": 180,  # room to write
-    "Lyra2Explore": 700,
+    "CLIPTextEncode": 180,
+    "Lyra2Explore": 900,
     "Lyra2Explorer": 820,
 }
 WIDER = {"Lyra2Explorer": 960}  # a view to walk in, beside its panels
+# what these show while they run stands below their widgets
+WATCHED = ("Lyra2PreviewChunks", "Lyra2AppendChunk", "Lyra2WorldGaussians", "Lyra2WorldMesh", "Lyra2RenderSplat")
+WATCHED += ("Lyra2Reconstruct", "Lyra2ExportWorld", "SamplerCustomAdvanced", SAVE_EVERYTHING.name)
+PICTURE = 200  # height of that
 # which of tools/models.py a loader's file is, for the host's missing-model dialog
 FILES = {
     "CLIPLoader": "umt5-fp8",
@@ -131,7 +135,8 @@ class Writer:
         if name not in self.sizes:
             raise SystemExit(f"nobody knows how large {name!r} is; run: python tools/comfy.py workflows --measure")
         width, height = self.sizes[name]
-        return max(WIDTH, width, WIDER.get(node.kind, 0)), max(height, LATER.get(node.kind, 0))
+        room = height + PICTURE * (node.kind in WATCHED)
+        return max(WIDTH, width, WIDER.get(node.kind, 0)), max(room, ROOMY.get(node.kind, 0))
 
     def _slots(self, node: Node) -> tuple[list[Input], list[tuple[str, str]]]:
         """A node's inputs, and its outputs' names and types."""
