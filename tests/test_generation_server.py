@@ -29,6 +29,12 @@ WORKFLOWS = {
     "lyra_step_by_step": ["Lyra2Reconstruct.views=4"],
 }
 
+VACE_WORKFLOWS = {
+    "vace_zoom": ["Walk out.chunks=1", "Walk in.generator.steps=2", "Walk out.generator.steps=2"],
+    "vace_custom_trajectory": ["Lyra2Explore.generator.steps=2", "Lyra2Explore.chunks=1"],
+    "any_video_model": ["KSampler.steps=2", f"WanVaceToVideo.width={WIDTH}", f"WanVaceToVideo.height={HEIGHT}"],
+}
+
 
 @pytest.fixture(scope="module")
 def base(comfy_host, tiny_models, tmp_path_factory, project) -> Path:
@@ -107,6 +113,33 @@ def test_every_workflow_of_the_transformer_runs_from_its_file(launcher, server, 
     captions = [chunk["prompt"] for chunk in chunks_of(worlds / "lyra_custom_trajectory")]
     assert captions == ["", "a room", "a corridor"]
     assert chunks_of(worlds / "lyra_zoom_dmd_in")[1]["settings"]["quality"]["quality"] == "DMD"
+
+
+def test_every_workflow_of_vace_runs_from_its_file(launcher, server, project, base):
+    for name, settings in VACE_WORKFLOWS.items():
+        outputs = launcher.run_prompt(server, prompt_of(launcher, server, project, name, *settings))
+        made = {file.suffix for file in launcher.output_files(outputs, server)}
+        assert {".mp4", ".ply", ".glb"} <= made, f"{name} made {made}"
+    worlds = base / "output" / "worlds"
+    made_by = [chunks_of(worlds / name)[1]["settings"]["generator"] for name in ("vace_zoom_out", "any_video_model")]
+    assert made_by == ["wan vace", "another model"]
+    assert chunks_of(worlds / "vace_custom_trajectory")[1]["prompt"] == "a room"
+
+
+def test_lyra_goes_on_where_vace_left_off(launcher, server, project, base):
+    settings = [f"Lyra2Explore.{setting}" for setting in ("quality.steps=1", "chunks=1", "save_to=worlds/changed")]
+    prompt = prompt_of(launcher, server, project, "lyra_custom_trajectory", *settings)
+    lyra = next(node for node in prompt.values() if node["class_type"] == "Lyra2Explore")["inputs"]
+    file = {"unet_name": "wan2.1_vace_1.3B_fp16.safetensors", "weight_dtype": "default"}
+    prompt["vace file"] = {"class_type": "UNETLoader", "inputs": file}
+    asked = {"steps": 1, "cfg": 1.0, "shift": 8.0, "boundary": 0.875, "overlap": "1", "dilation": 2, "depth_edges": 0.05}
+    asked |= {"references": 1, "strength": 1.0, "trusted_steps": 0, "anchor": True}
+    chosen = {"model": ["vace file", 0], "generator": "Wan VACE", **{f"generator.{key}": value for key, value in asked.items()}}
+    prompt["vace"] = {"class_type": "Lyra2Explore", "inputs": {**lyra, **chosen}}
+    lyra |= {"world": ["vace", 0], "first_chunk": 1}
+    launcher.run_prompt(server, prompt)
+    chunks = chunks_of(base / "output" / "worlds" / "changed")
+    assert [chunk["settings"]["generator"] for chunk in chunks] == ["photo", "wan vace", "lyra 2"]
 
 
 def test_one_chunk_more_runs_one_chunk_and_a_killed_walk_goes_on(launcher, server, start, project, base):

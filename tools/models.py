@@ -24,6 +24,7 @@ from types import ModuleType
 
 HUB = "https://huggingface.co"
 WAN = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
+WAN22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
 LYRA = "nvidia/Lyra-2.0"
 # Older names of the host's folders, which it still searches.
 LEGACY = {"text_encoders": "clip", "diffusion_models": "unet"}
@@ -171,6 +172,46 @@ MODELS = (
         source="split_files/vae/wan_2.1_vae.safetensors",
         licence="apache",
         size=253_815_318,
+    ),
+    ModelFile(
+        name="vace-1.3b",
+        purpose="Wan 2.1 VACE, the generator for 8 GB cards, for Load Diffusion Model",
+        folder="diffusion_models",
+        target="wan2.1_vace_1.3B_fp16.safetensors",
+        repo=WAN,
+        source="split_files/diffusion_models/wan2.1_vace_1.3B_fp16.safetensors",
+        licence="apache",
+        note="about 4.3 GB",
+    ),
+    ModelFile(
+        name="vace-14b",
+        purpose="Wan 2.1 VACE, large; weight_dtype fp8 halves it in memory",
+        folder="diffusion_models",
+        target="wan2.1_vace_14B_fp16.safetensors",
+        repo=WAN,
+        source="split_files/diffusion_models/wan2.1_vace_14B_fp16.safetensors",
+        licence="apache",
+        note="about 34.7 GB",
+    ),
+    ModelFile(
+        name="vace-fun-high",
+        purpose="Wan 2.2 VACE Fun, the high noise expert; needs vace-fun-low",
+        folder="diffusion_models",
+        target="wan2.2_fun_vace_high_noise_14B_fp8_scaled.safetensors",
+        repo=WAN22,
+        source="split_files/diffusion_models/wan2.2_fun_vace_high_noise_14B_fp8_scaled.safetensors",
+        licence="apache",
+        note="about 17.4 GB; licence by derived cards",
+    ),
+    ModelFile(
+        name="vace-fun-low",
+        purpose="Wan 2.2 VACE Fun, the low noise expert; needs vace-fun-high",
+        folder="diffusion_models",
+        target="wan2.2_fun_vace_low_noise_14B_fp8_scaled.safetensors",
+        repo=WAN22,
+        source="split_files/diffusion_models/wan2.2_fun_vace_low_noise_14B_fp8_scaled.safetensors",
+        licence="apache",
+        note="about 17.4 GB; licence by derived cards",
     ),
     ModelFile(
         name="umt5-fp8",

@@ -75,11 +75,11 @@ def laid_out_depth(layout: dict, **more: tuple[str, int]) -> Column:
     }
 
 
-def estimated_depth(**more: tuple[str, int]) -> Column:
+def estimated_depth(da3: tuple[str, int] = ("models", 4), **more: tuple[str, int]) -> Column:
     """Depth of the photo by Depth Anything 3, and how it looks."""
     sources = {"image": ("scaled", 0), "source.da3_geometry": ("geometry", 0), **more}
     return {
-        "geometry": Node("DA3Inference", {}, {"da3_model": ("models", 4), "image": ("scaled", 0)}),
+        "geometry": Node("DA3Inference", {}, {"da3_model": da3, "image": ("scaled", 0)}),
         "depth": Node("Lyra2Depth", {"source": "Depth Anything 3"}, sources),
         "see depth": Node("PreviewImage", {}, {"images": ("depth", 1)}),
     }

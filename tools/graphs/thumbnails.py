@@ -19,7 +19,8 @@ SIZE = (832, 480)
 FRAMES = 16  # new ones per walk
 PHOTO = Path(__file__).parents[1] / "demo" / "room.png"
 PATHS = ("Lyra2ZoomTrajectory", "Lyra2PresetTrajectory", "Lyra2EditTrajectory", "Lyra2LoadTrajectory")
-WALKS = ("Lyra2Explore", "Lyra2PreviewChunks", "Lyra2AppendChunk")
+APPENDS = ("Lyra2AppendChunk", "Lyra2AppendFrames")
+WALKS = ("Lyra2Explore", "Lyra2PreviewChunks", *APPENDS)
 ROOM = {"source": "room box", "source.vanishing_x": 0.5, "source.distance": 6.0, "source.field_of_view": 67.4, **parts.ROOM}
 DRAFT = "drafted by the geometry preview"
 OUTSIDE = {"direction": "out", "strength": 1.3, "upward_ratio": 0.45}  # of the room, for looking at a whole splat
@@ -35,6 +36,9 @@ SHOWN = {
     "lyra_custom_trajectory": ("walk", "above"),
     "lyra_custom_trajectory_dmd": ("half", "above"),
     "lyra_there_and_back": ("half", "walk", "above"),
+    "vace_zoom": ("walk in", "above"),
+    "vace_custom_trajectory": ("above", "walk"),
+    "any_video_model": ("walk", "depth"),
     "world_to_engine": ("splat", "depth"),
     "world_to_splat": ("splat", "walk"),
     "video_to_splat": ("walk", "splat", "depth"),
@@ -51,7 +55,7 @@ def make(folder: Path, graphs: Mapping[str, Graph], run: Callable[[dict], None],
             graph = graphs["custom_trajectory"]  # a world like the one that comes out of that
         run(prompt_of(name, graph, SHOWN[name]))
         pictures = [_newest(server.output, f"{name}_{what.replace(' ', '_')}") for what in SHOWN[name]]
-        needs_models = name.startswith("lyra_") or name.endswith("_to_splat")
+        needs_models = name.startswith(("lyra_", "vace_", "any_")) or name.endswith("_to_splat")
         composed(pictures, DRAFT if needs_models else "").save(folder / f"{name}.jpg", quality=88)
         print(f"wrote {name}.jpg", flush=True)
 
@@ -104,7 +108,13 @@ def _short(node: Node) -> dict:
     defaults = {
         "Lyra2ZoomTrajectory": {"upward_ratio": 0.0, "along_ground": False, "upward_shift": 0.05},
         "Lyra2PresetTrajectory": {"seed": 0},
-        "Lyra2LoadTrajectory": {"curve": "as the file says", "motion": "uniform motion", "captions": "none"},
+        "Lyra2LoadTrajectory": {
+            "curve": "as the file says",
+            "motion": "uniform motion",
+            "fit": "crop",
+            "without_distortion": False,
+            "captions": "none",
+        },
     }.get(node.kind, {})
     return _api(node.kind, **{**defaults, **values})
 
@@ -112,7 +122,7 @@ def _short(node: Node) -> dict:
 def _walked(name: str, node: Node) -> dict:
     """The preview in place of whatever paints."""
     world = node.sources["world"][0]
-    cameras = f"path {name.split()[-1]}" if node.kind == "Lyra2AppendChunk" else node.sources["cameras"][0]
+    cameras = f"path {name.split()[-1]}" if node.kind in APPENDS else node.sources["cameras"][0]
     inputs = {"world": [world, 0], "cameras": [cameras, 0]}
     return _api("Lyra2PreviewChunks", **inputs, retrieve=5, chunk_frames=FRAMES, save_to="")
 
