@@ -21,6 +21,7 @@ from ..lyra_core import files
 
 CATEGORY = "Lyra 2"
 PICTURES_PER_SECOND = 4
+LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes
 
 World = io.Custom("LYRA2_WORLD")  # lyra_core.world.world.World
 Cameras = io.Custom("LYRA2_CAMERAS")  # lyra_core.cameras.camera.Cameras
@@ -91,6 +92,7 @@ def input_folders(*names: str) -> list[str]:
 def input_path(name: str) -> Path:
     """The path of a file or folder in the input folder, or of a link there; ValueError for names that lead out of it."""
     base = Path(folder_paths.get_input_directory()).resolve()
+    _check_name(name)
     path = Path(os.path.abspath(base / name))  # links are followed later: who may put one there may open what it leads to
     if path != base and base not in path.parents:
         raise ValueError(f"{name!r} is no path inside the input folder; use a name from the list")
@@ -111,8 +113,24 @@ def fingerprint(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+def _check_name(name: str) -> None:
+    """ValueError for what no system takes for a path: no text, null bytes, halves of letters, names too long."""
+    shown = str(name)[:80].encode("ascii", "backslashreplace").decode()
+    if not isinstance(name, str):
+        raise ValueError(f"{shown} is no name; use a text")
+    try:
+        longest = max(len(part.encode()) for part in name.replace("\\", "/").split("/"))
+    except UnicodeEncodeError:
+        raise ValueError(f"{shown!r} has half a letter (a surrogate) in it; use a plain name") from None
+    if "\0" in name:
+        raise ValueError(f"{shown!r} has a null byte in it; use a plain name")
+    if longest > LONGEST_NAME or len(name.encode()) > LONGEST_PATH:
+        raise ValueError(f"{shown!r}... is {len(name)} letters long; use a shorter name, of at most {LONGEST_NAME} bytes")
+
+
 def inside(base: Path, name: str) -> Path:
     """base/NAME; ValueError for names that lead out of the folder or are none."""
+    _check_name(name)
     path = (base.resolve() / name).resolve()
     if not name.strip() or base.resolve() not in path.parents:
         raise ValueError(f"{name!r} is no path inside {base}; use a plain name")

@@ -8,6 +8,7 @@
     python tools/comfy.py golden DIR                    compare with a folder of reference numbers
     python tools/comfy.py bench [NAME...]               measure cost
     python tools/comfy.py convert SOURCE TARGET.safetensors    a released transformer or LoRA, for the stock loaders
+    python tools/comfy.py check WORLD [--repair]        what of a saved world is whole; lists what is, sets aside what is not
     python tools/comfy.py models [--get NAME]           the model files that workflows need; downloads one when asked
     python tools/comfy.py workflows                     write workflows/*.json again
 
@@ -634,6 +635,24 @@ def open_when_up(process: subprocess.Popen, port: int, page: str) -> None:
         time.sleep(0.3)
 
 
+def check_world(folder: Path, repair: bool) -> int:
+    """Say what of a world is whole; 1 if something is not."""
+    from lyra_core.world import world_check
+
+    try:
+        report = world_check.check(folder)
+        for line in report.lines():
+            say(line)
+        if repair and not report.is_whole:
+            for line in world_check.repair(folder):
+                say(line)
+            report = world_check.check(folder)
+    except ValueError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    return 0 if report.is_whole else 1
+
+
 def serve(options, output: Path = Path("output"), page: str = "") -> int:
     base = home() / "base"
     base.mkdir(parents=True, exist_ok=True)
@@ -700,6 +719,9 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("explore", help="walk on in the browser, from a photo or in a saved world")
     command.add_argument("what", nargs="?", type=Path, help="a photo, or a world's folder; a picture shipped with the project without it")
     command.add_argument("--port", type=int, default=8188)
+    command = commands.add_parser("check", help="what of a saved world is whole")
+    command.add_argument("world", type=Path, help="the folder that holds its world.json")
+    command.add_argument("--repair", action="store_true", help="list all states that are whole, set damaged files aside")
     command = commands.add_parser("serve", help="ComfyUI with the pack, for the browser")
     command.add_argument("--port", type=int, default=8188)
     for name in PASSED_ON:
@@ -738,6 +760,8 @@ def carry_out(options, rest: list[str]) -> int:
         return convert(options.source, options.target)
     if options.command == "explore":
         return explore(options)
+    if options.command == "check":
+        return check_world(options.world, options.repair)
     if options.command == "serve":
         return serve(options)
     if options.command == "test":

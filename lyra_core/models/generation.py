@@ -272,7 +272,7 @@ def recent_latents(world: World, vae: VAE, start: int, which: str) -> Tensor:
     if start < STILL:
         parts.append(still_latents(world, vae)[:, start:])
     for index, chunk in enumerate(world.chunks):
-        end = begin + len(chunk.frames) // LATENT_FRAMES
+        end = begin + len(chunk) // LATENT_FRAMES
         if end > start:
             made = getattr(chunk.latents, which) if chunk.latents is not None else _encoded(world, vae, index)
             parts.append(made[:, max(0, start - begin) :])
@@ -290,12 +290,12 @@ def still_latents(world: World, vae: VAE) -> Tensor:
 
 def _encoded(world: World, vae: VAE, index: int) -> Tensor:
     """(16, T, h, w) of a chunk that has only frames, with as many frames before it as the encoder remembers."""
-    length = len(world.chunks[index].frames)
+    length = len(world.chunks[index])
     if length % (PAIR * FRAMES):
         raise ValueError(
             f"chunk {index} has {length} frames; the transformer can go on from chunks of a multiple of {PAIR * FRAMES}"
         )
-    first = 1 + sum(len(chunk.frames) for chunk in world.chunks[:index])
+    first = 1 + sum(len(chunk) for chunk in world.chunks[:index])
     groups = -(-streaming_vae.encoder_reach(streaming_vae.network_of(vae)) // (PAIR * FRAMES))
     start = max(1 - STILL_FRAMES, first - 1 - groups * PAIR * FRAMES)
     frames = torch.stack([world.exact(max(0, frame)) for frame in range(start, first + length)])
@@ -304,7 +304,7 @@ def _encoded(world: World, vae: VAE, index: int) -> Tensor:
 
 
 def _new_latents(world: World) -> int:
-    return sum(len(chunk.frames) for chunk in world.chunks) // LATENT_FRAMES
+    return sum(len(chunk) for chunk in world.chunks) // LATENT_FRAMES
 
 
 def _camera(world: World, frame: int) -> Cameras:

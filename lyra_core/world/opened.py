@@ -157,7 +157,7 @@ def _chain(entries: dict[str, world_files.Entry], state: str) -> list[world_file
 
 def _block(world: World) -> point_cloud.Block:
     chunk = world.chunks[-1] if world.chunks else world.first
-    first = len(world) - len(chunk.frames)
+    first = len(world) - len(chunk)
     views, earlier = [], []
     for keyframe in world.memory.keyframes:
         frame = keyframe.frame

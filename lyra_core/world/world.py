@@ -51,6 +51,18 @@ class Chunk:
     newest: Tensor | None = None  # (H, W, 3) float32, -1 .. 1: the last frame before it was clamped and rounded
     latents: Latents | None = None  # of the video VAE; None for a chunk that was made without
 
+    def __len__(self) -> int:
+        """Number of frames; nothing is read for it."""
+        return len(self.cameras)
+
+    def frame(self, index: int) -> Tensor:
+        """One of its frames (H, W, 3) uint8."""
+        return self.frames[index]
+
+    def bits(self, index: int) -> Tensor:
+        """What of that frame was made up (H, W / 8), a bit each."""
+        return self.invented_bits[index]
+
     @property
     def invented(self) -> Tensor:
         """(F, H, W) bool: pixels not seen in the photo, made up."""
@@ -115,7 +127,7 @@ class World:
 
     def __len__(self) -> int:
         """Number of frames, the photo included."""
-        return 1 + sum(len(c.frames) for c in self.chunks)
+        return 1 + sum(len(c) for c in self.chunks)
 
     def frame(self, index: int) -> Tensor:
         """Frame `index` (H, W, 3) uint8; negative ids are further seed views."""
@@ -125,9 +137,9 @@ class World:
         """Frame `index` (H, W, 3) in -1 .. 1, as it was made if that is known."""
         last = -1
         for chunk in (self.first, *self.chunks):
-            last += len(chunk.frames)
-            if index == last and chunk.newest is not None:
-                return chunk.newest
+            last += len(chunk)
+            if index == last and (newest := chunk.newest) is not None:
+                return newest
         return to_float(self.frame(index)) * 2 - 1
 
     def invented(self, index: int) -> Tensor:
@@ -139,9 +151,9 @@ class World:
             image = self.memory[index].image
             return image, torch.zeros(image.shape[:2], dtype=torch.bool)
         for chunk in (self.first, *self.chunks):
-            if index < len(chunk.frames):
-                return chunk.frames[index], as_mask(chunk.invented_bits[index])
-            index -= len(chunk.frames)
+            if index < len(chunk):
+                return chunk.frame(index), as_mask(chunk.bits(index))
+            index -= len(chunk)
         raise IndexError(f"this world has {len(self)} frames")
 
 
@@ -374,5 +386,5 @@ def rewind(world: World, chunks: int) -> World:
     if not 0 <= chunks <= len(world.chunks):
         raise ValueError(f"this world has {len(world.chunks)} chunks; it can't be rewound to {chunks}")
     kept = world.chunks[:chunks]
-    frames = 1 + sum(len(c.frames) for c in kept)
+    frames = 1 + sum(len(c) for c in kept)
     return World(world.first, kept, SpatialMemory(tuple(k for k in world.memory.keyframes if k.frame < frames)))

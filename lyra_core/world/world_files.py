@@ -2,40 +2,58 @@
 
     world.json                      every chunk ever saved here, its parent, its file, and which one is the latest
     <key>.safetensors               one chunk: frames, cameras, what was invented, depths of its keyframes
+    world.lock                      who is just adding to world.json
 
 Files are named by what they contain and never change; each is written beside its place and moved there in one step, and
 world.json last. So a crash costs at most the chunk that was being written, saving again costs only what is new, and a
-branch is a second chunk with the same parent. Nothing in the folder is ever removed by saving.
+branch is a second chunk with the same parent. Nothing in the folder is ever removed by saving. Several processes may save
+to one folder: each writes its own files, and adds them to the list while it holds the lock.
 
-A file that was lost, cut off or swapped since (cloud drives and copies do that) is written again by whoever has the world at
-hand: by saving it, and by walking the same path again.
+world.json ends with a seal, a hash of all it says, and says of each file the hash of its header; the header has sums of
+all that the file holds. The list, prompts and settings are compared when a folder is opened, tensors whenever they are
+read. Files of versions 1 and 2 have no sums: they are read whole when they are opened, and compared with the content key,
+which covers everything but the depths and latents of keyframes.
+
+A file that was lost, cut off, damaged or swapped since (disks, cloud drives and copies do that) is written again by whoever
+has the world at hand: by saving it, and by walking the same path again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
+from .. import files
 from ..cameras.camera import Cameras, check
-from ..memory.retrieval import Keyframe, SpatialMemory
-from .world import Chunk, Latents, World
+from ..memory.retrieval import SpatialMemory
+from .chunk_files import (
+    ChunkFile,
+    DamagedFile,
+    SavedChunk,
+    SavedKeyframe,
+    WorldFileError,
+    encode,
+    header_sum,
+    open_chunk,
+    way_out,
+)
+from .world import LARGEST_SIDE, Chunk, Latents, World
 
-MANIFEST = "world.json"
+MANIFEST, LOCK, ASIDE = "world.json", "world.lock", ".damaged"
 FOUND = ("tint",)  # settings that come out of making a chunk and do not go into it
-FORMAT, VERSION = "lyra-world", 2  # 2: latents and exact last frames
-WHOLE = 1 << 16  # numbers; larger tensors are compared at their ends
+FORMAT, VERSION = "lyra-world", 3  # 2: latents and exact last frames; 3: sums of everything
 
 
-class WorldFileError(ValueError):
-    """A folder that holds no usable world; the message names the file, what was found and what to do."""
+class NewerVersion(WorldFileError):
+    """A world that a later version of this pack has saved."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +67,20 @@ class Entry:
     size: int  # of that file, bytes
     prompt: str
     settings: Mapping
+    header: str = ""  # hash of the file's header, which has sums of all the rest; empty for a file without sums
+
+    @property
+    def record(self) -> dict:
+        """What the file says of itself too."""
+        return {name: getattr(self, name) for name in ("key", "parent", "content", "prompt", "settings")}
 
 
 def save(world: World, folder: Path, keep_latest: bool = False) -> list[Path]:
     """Make `folder` hold this world as its latest state; returns the files that were written.
 
-    What is there already is looked at, and written again unless it is what it should be. Other branches in the folder stay,
-    and with `keep_latest` another state stays the latest. WorldFileError if the folder holds something else.
+    What is there already is looked through, once per process, and written again unless it is what it should be. Other
+    branches in the folder stay, and with `keep_latest` another state stays the latest. WorldFileError if the folder holds
+    something else, TimeoutError if another process does not let go of it, OSError that says what is needed.
     """
     folder = Path(folder)
     try:
@@ -64,41 +89,83 @@ def save(world: World, folder: Path, keep_latest: bool = False) -> list[Path]:
         raise WorldFileError(
             f"{problem}; or remove {MANIFEST} and save again: it then lists this world, and no other branches"
         ) from None
-    if (
-        not entries
-        and folder.exists()
-        and any(not f.name.endswith(".partial") and f.suffix != ".safetensors" for f in folder.iterdir())
-    ):
+    if not entries and folder.exists() and any(not _is_ours(f.name) for f in folder.iterdir()):
         raise WorldFileError(f"{folder} holds other files but no {MANIFEST}; choose an empty folder or a saved world")
-    folder.mkdir(parents=True, exist_ok=True)
-    newest, size = latest(folder) if entries else (world.key, world.size)
-    if size != world.size:
+    if entries:
+        _check_size(folder, latest(folder)[1], world.size)
+    with files.explained(folder / MANIFEST):
+        folder.mkdir(parents=True, exist_ok=True)
+    written: list[tuple[Entry, Path]] = []
+    try:
+        for index, key in enumerate(world.keys):
+            if key not in entries or damage(folder, entries[key]):
+                written.append(_write_beside(world, index, folder))
+        return _add(folder, entries, written, world, keep_latest)
+    finally:
+        for _, partial in written:
+            partial.unlink(missing_ok=True)
+
+
+def _is_ours(name: str) -> bool:
+    return name == LOCK or name.endswith((files.PARTIAL, ".safetensors", ASIDE))
+
+
+def _check_size(folder: Path, found: tuple[int, int], size: tuple[int, int]) -> None:
+    if found != size:
         raise WorldFileError(
-            f"{folder} holds worlds of {size[1]}x{size[0]}, this one is {world.size[1]}x{world.size[0]}; choose another folder"
+            f"{folder} holds worlds of {found[1]}x{found[0]}, this one is {size[1]}x{size[0]}; choose another folder"
         )
-    written = _complete(world, folder, entries)
-    _write_manifest(folder, entries, newest if keep_latest else world.key, world.size)
-    return [*written, folder / MANIFEST]
 
 
-def _complete(world: World, folder: Path, entries: dict[str, Entry]) -> list[Path]:
-    """Write those chunks of a world that the folder lacks or that are not what they should be, and list them in `entries`."""
-    written = []
-    for index, (key, chunk) in enumerate(zip(world.keys, (world.first, *world.chunks), strict=True)):
-        tensors, entry = _tensors(world, index, chunk), entries.get(key)
-        if entry and not _fault(folder, entry) and _holds(folder / entry.file, tensors):
-            continue
-        file = folder / f"{key[:24]}.safetensors"
-        # copies, because safetensors refuses tensors that share memory
-        content = serialize({n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()})
-        _write(file, content)
-        parent = world.keys[index - 1] if index else None
-        entries[key] = Entry(key, parent, chunk.key, file.name, len(content), chunk.prompt, dict(chunk.settings))
-        written.append(file)
-    return written
+def _write_beside(world: World, index: int, folder: Path) -> tuple[Entry, Path]:
+    """A chunk on the disk, flushed, under a name that nobody else has, and how it will be listed."""
+    chunk, key = (world.first, *world.chunks)[index], world.keys[index]
+    parent = world.keys[index - 1] if index else None
+    entry = Entry(key, parent, chunk.key, f"{key[:24]}.safetensors", 0, chunk.prompt, dict(chunk.settings))
+    content = encode(_tensors(world, index, chunk), entry.record)
+    entry = Entry(**{**vars(entry), "size": len(content), "header": header_sum(content)})
+    return entry, _beside(folder / entry.file, content)
 
 
-def _write_manifest(folder: Path, entries: Mapping[str, Entry], latest: str, size: tuple[int, int]) -> None:
+def _beside(file: Path, content: bytes) -> Path:
+    try:
+        return files.write_partial(file, content)
+    except ValueError as problem:
+        raise WorldFileError(str(problem)) from None
+
+
+def _add(
+    folder: Path, known: Mapping[str, Entry], written: list[tuple[Entry, Path]], world: World, keep_latest: bool
+) -> list[Path]:
+    """Move files to their places and list them, beside what others have listed since `known` was read."""
+    moved = []
+    with files.locked(folder / LOCK) as is_held:
+        files.sweep(folder)
+        entries, newest = {}, world.key
+        if (folder / MANIFEST).exists():
+            entries = read_manifest(folder)
+            before, size = latest(folder)
+            _check_size(folder, size, world.size)
+            newest = before if keep_latest else newest
+        for entry, partial in written:
+            theirs = entries.get(entry.key)
+            if theirs is not None and theirs != known.get(entry.key) and not _fault(folder, theirs):
+                continue  # another process has just saved the same chunk
+            with files.explained(folder / entry.file, entry.size):
+                os.replace(partial, folder / entry.file)
+            entries[entry.key] = entry
+            moved.append(folder / entry.file)
+        for key in world.keys:
+            entries.setdefault(key, known.get(key))
+        if moved:
+            files.flush(folder)
+        write_manifest(folder, entries, newest, world.size, is_held)
+    return [*moved, folder / MANIFEST]
+
+
+def write_manifest(
+    folder: Path, entries: Mapping[str, Entry], latest: str, size: tuple[int, int], is_held: Callable[[], bool]
+) -> None:
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -106,59 +173,88 @@ def _write_manifest(folder: Path, entries: Mapping[str, Entry], latest: str, siz
         "latest": latest,
         "chunks": [vars(e) for e in entries.values()],
     }
-    _write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    content = json.dumps({**manifest, "seal": _seal(manifest)}, indent=1).encode()
+    partial = _beside(folder / MANIFEST, content)
+    try:
+        if not is_held():
+            raise TimeoutError(f"{folder}: this process stood still for so long that another one took its lock; save again")
+        with files.explained(folder / MANIFEST, len(content)):
+            os.replace(partial, folder / MANIFEST)
+            files.flush(folder)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _seal(manifest: Mapping) -> str:
+    """A hash of all that world.json says."""
+    said = {name: value for name, value in manifest.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------ what is damaged
 
 
 def _fault(folder: Path, entry: Entry) -> str:
-    """Why a listed file can't be read, as far as a look at it from outside tells; empty if it can."""
+    """Why a listed file can't be read, as far as a look at its header tells; empty if it can."""
     file = folder / entry.file
     if not file.is_file():
         return "is missing"
     if (found := file.stat().st_size) != entry.size:
         return f"has {found} bytes instead of {entry.size}: it was cut off or changed"
-    return ""
-
-
-def _holds(file: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file holds these tensors; of large ones the ends are compared, so that a save reads no whole world."""
     try:
-        with safe_open(file, framework="pt") as found:
-            names = set(found.keys())
-            return all(name in names and _same(found, name, tensor) for name, tensor in tensors.items())
-    except (SafetensorError, OSError, RuntimeError):
-        return False
+        return _mismatch(open_chunk(file), entry)
+    except DamagedFile as problem:
+        return problem.fault
 
 
-def _same(found, name: str, tensor: Tensor) -> bool:
-    if tuple(found.get_slice(name).get_shape()) != tuple(tensor.shape):
-        return False
-    if tensor.ndim == 0 or tensor.numel() <= WHOLE:
-        pairs = [(found.get_tensor(name), tensor)]
-    else:
-        ends = slice(0, 1), slice(len(tensor) - 1, len(tensor))
-        pairs = [(found.get_slice(name)[end], tensor[end]) for end in ends]
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+def _mismatch(file: ChunkFile, entry: Entry) -> str:
+    if file.header == entry.header or (not entry.header and not file.record):
+        return ""
+    if file.record.get("key", entry.key) != entry.key:
+        first = int(file.read("first_frame")) if "first_frame" in file else "?"
+        return f"holds the frames from {first} on of another state: it was swapped with another file"
+    return "is damaged: its header is not the one that was saved"
 
 
-def _write(file: Path, content: bytes) -> None:
-    """Write beside the file, flush to the disk, then move it there in one step."""
-    partial = file.with_name(file.name + ".partial")
+def damage(folder: Path, entry: Entry) -> str:
+    """Why a listed file is not what it should be, by all that is in it; looked through once per process and file."""
+    if fault := _fault(folder, entry):
+        return fault
+    stat, file = (folder / entry.file).stat(), folder / entry.file
+    said = json.dumps([entry.prompt, entry.settings, entry.content])
+    return _damage_inside(file, (stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns), said, entry.header)
+
+
+@lru_cache(maxsize=4096)
+def _damage_inside(path: Path, _which: tuple, said: str, header: str) -> str:
     try:
-        with open(partial, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        if partial.stat().st_size != len(content):
-            raise WorldFileError(f"{file}: only {partial.stat().st_size} of {len(content)} bytes got onto the disk")
-        os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        file = open_chunk(path)
+        if header:
+            file.check()
+            return ""
+        return content_fault(file, *json.loads(said))
+    except DamagedFile as problem:
+        return problem.fault
+
+
+def content_fault(file: ChunkFile, prompt: str, settings: Mapping, content: str) -> str:
+    """Whether a file, with its prompt and settings, is the chunk that its content key says."""
+    missing = [name for name in ("frames", "invented", "w2c", "K") if name not in file]
+    if missing:
+        return f"is damaged: it has no {' and no '.join(missing)}"
+    parts = {name: file.read(name) for name in ("frames", "invented", "w2c", "K")}
+    size = tuple(parts["frames"].shape[1:3])
+    cameras, latents = Cameras(parts["w2c"], parts["K"], size), None
+    if all(f"latents.{name}" in file for name in Latents._fields):
+        latents = Latents(*(file.read(f"latents.{name}") for name in Latents._fields))
+    newest = file.read("newest") if "newest" in file else None
+    found = Chunk(parts["frames"], parts["invented"], cameras, prompt, settings, newest, latents)
+    return "" if found.key == content else "is damaged: it, its prompt or its settings do not fit its content key"
 
 
 def _tensors(world: World, index: int, chunk: Chunk) -> dict[str, Tensor]:
     """What the file of a chunk holds; index 0 is the photo."""
-    start = 0 if index == 0 else 1 + sum(len(c.frames) for c in world.chunks[: index - 1])
+    start = 0 if index == 0 else 1 + sum(len(c) for c in world.chunks[: index - 1])
     tensors = {
         "first_frame": torch.tensor(start),
         "frames": chunk.frames,
@@ -168,15 +264,15 @@ def _tensors(world: World, index: int, chunk: Chunk) -> dict[str, Tensor]:
     }
     if any(chunk.cameras.origin):
         tensors["origin"] = torch.tensor(chunk.cameras.origin, dtype=torch.float64)
-    if chunk.newest is not None:
-        tensors["newest"] = chunk.newest
-    if chunk.latents is not None:
-        tensors |= {f"latents.{name}": tensor for name, tensor in chunk.latents._asdict().items()}
+    if (newest := chunk.newest) is not None:
+        tensors["newest"] = newest
+    if (latents := chunk.latents) is not None:
+        tensors |= {f"latents.{name}": tensor for name, tensor in latents._asdict().items()}
     for keyframe in world.memory.keyframes:
-        if start <= keyframe.frame < start + len(chunk.frames) or (index == 0 and keyframe.frame < 0):
+        if start <= keyframe.frame < start + len(chunk) or (index == 0 and keyframe.frame < 0):
             tensors[f"depth.{keyframe.frame}"] = keyframe.depth
-            if keyframe.latent is not None:
-                tensors[f"latent.{keyframe.frame}"] = keyframe.latent
+            if (latent := keyframe.latent) is not None:
+                tensors[f"latent.{keyframe.frame}"] = latent
         if index == 0 and keyframe.frame < 0:
             tensors |= {
                 f"image.{keyframe.frame}": keyframe.image,
@@ -209,12 +305,11 @@ def holds(folder: Path, state: str) -> bool:
 
 def frames_of(folder: Path, entry: Entry) -> int:
     """How many frames a saved chunk has, without reading them."""
-    file = Path(folder) / entry.file
+    file = open_chunk(Path(folder) / entry.file)
     try:
-        with safe_open(file, framework="pt") as tensors:
-            return tensors.get_slice("frames").get_shape()[0]
-    except (SafetensorError, OSError) as problem:
-        raise WorldFileError(f"{file} is damaged or missing ({problem}); restore it") from None
+        return file.places["frames"].shape[0]
+    except (KeyError, IndexError):
+        raise DamagedFile(file.path, "is damaged: it has no frames") from None
 
 
 def _read(folder: Path) -> tuple[dict, list[Entry]]:
@@ -222,33 +317,75 @@ def _read(folder: Path) -> tuple[dict, list[Entry]]:
     if not file.is_file():
         raise WorldFileError(f"{folder} holds no {MANIFEST}; it is not a saved world")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = files.read_json(file)
         kind, version = manifest["format"], manifest["version"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as problem:
-        raise WorldFileError(f"{file} is damaged ({problem}); restore it from a backup") from None
-    if kind != FORMAT or not isinstance(version, int) or version > VERSION:
-        raise WorldFileError(
-            f"{file} is {kind!r} version {version!r}; this pack reads {FORMAT!r} up to version {VERSION}, update it"
+    except (ValueError, KeyError, TypeError, OSError) as problem:
+        raise DamagedFile(file, f"is damaged ({problem})") from None
+    if kind != FORMAT or type(version) is not int or not 1 <= version <= VERSION:
+        is_newer = kind == FORMAT and type(version) is int and version > VERSION
+        raise (NewerVersion if is_newer else WorldFileError)(
+            f"{file} is {kind!r} version {version!r}; this pack reads {FORMAT!r} of versions 1 to {VERSION}, update it"
         )
     try:
-        entries = [Entry(**{name: item[name] for name in Entry.__dataclass_fields__}) for item in manifest["chunks"]]
-        latest, keys = manifest["latest"], {e.key for e in entries}
-    except (KeyError, TypeError) as problem:
-        raise WorldFileError(f"{file} is damaged: {problem} is missing; restore it from a backup") from None
+        entries = [read_entry(item, version) for item in manifest["chunks"]]
+        latest, keys, size = manifest["latest"], {e.key for e in entries}, manifest["size"]
+    except KeyError as problem:
+        raise DamagedFile(file, f"is damaged: {problem} is missing") from None
+    except (TypeError, ValueError) as problem:
+        raise DamagedFile(file, f"is damaged: {problem}") from None
     for entry in entries:
-        if Path(entry.file).name != entry.file or entry.file in ("", ".", "..") or (folder / entry.file).is_symlink():
+        if not is_plain(entry.file) or (folder / entry.file).is_symlink():
             raise WorldFileError(
                 f"{file} names {entry.file!r}, which is not a plain file of this folder; it is not read"
             )
-    if latest not in keys or any(e.parent is not None and e.parent not in keys for e in entries):
-        raise WorldFileError(f"{file} is damaged: a chunk's predecessor is not listed; restore it from a backup")
+    if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= LARGEST_SIDE for n in size)):
+        raise DamagedFile(file, f"is damaged: its size is {str(size)[:80]}")
+    if not isinstance(latest, str) or latest not in keys or any(e.parent not in {None, *keys} for e in entries):
+        raise DamagedFile(file, "is damaged: a chunk's predecessor is not listed")
+    if len(keys) != len(entries):
+        raise DamagedFile(file, "is damaged: a state is listed twice")
+    if (version >= 3 or "seal" in manifest) and manifest.get("seal") != _seal(manifest):
+        raise DamagedFile(file, _changed(folder, entries))
     return manifest, entries
+
+
+def read_entry(item: Mapping, version: int) -> Entry:
+    """A line of world.json; KeyError or ValueError that names the field that is not what it should be."""
+    if not isinstance(item, dict):
+        raise ValueError(f"a chunk is {str(item)[:80]}")
+    wanted = {"key": str, "parent": (str, type(None)), "content": str, "file": str, "size": int, "prompt": str, "settings": dict}
+    wanted |= {"header": str} if version >= 3 else {}
+    for name, kind in wanted.items():
+        if not isinstance(item[name], kind) or isinstance(item[name], bool):
+            raise ValueError(f"{name} of a chunk is {str(item[name])[:80]}")
+    return Entry(**{name: item[name] for name in wanted})
+
+
+def is_plain(name: str) -> bool:
+    """Whether this can be the name of a file of a world."""
+    fits = name.isprintable() and len(name.encode(errors="replace")) <= 255
+    return fits and Path(name).name == name and not name.startswith(".") and not set(name) & set('\\/:')
+
+
+def _changed(folder: Path, entries: list[Entry]) -> str:
+    """What world.json says otherwise than the files that it lists."""
+    found = []
+    for entry in entries:
+        try:
+            record = open_chunk(folder / entry.file).record
+        except DamagedFile:
+            continue
+        names = [name for name, value in entry.record.items() if record and record.get(name) != value]
+        found += [f"the {name} of {entry.file}" for name in names]
+    what = f": {', '.join(found[:4])}" if found else ""
+    return f"is not what was saved{what}; the list and its chunks do not belong together"
 
 
 def load(folder: Path, chunks: int | None = None, branch: str = "") -> World:
     """The latest state of a saved world, or the one whose key starts with `branch`, after its first `chunks` chunks.
 
-    Frames stay on disk until they are looked at. WorldFileError for anything damaged, newer, or not listed.
+    Frames, depths and latents stay on disk until they are looked at, and are compared with their sums then; cameras, prompts
+    and settings at once. WorldFileError for anything damaged, newer, or not listed.
     """
     folder = Path(folder)
     manifest, entries = _read(folder)
@@ -267,14 +404,12 @@ def load(folder: Path, chunks: int | None = None, branch: str = "") -> World:
     size = tuple(manifest["size"])
     parts, first = [], 0
     for entry in chain:
-        parts.append(_load_chunk(folder, entry, size, first))
-        first += len(parts[-1][0].frames)
+        parts.append(load_chunk(folder, entry, size, first))
+        first += len(parts[-1][0])
     memory = SpatialMemory(tuple(k for _, keyframes in parts for k in keyframes))
     world = World(parts[0][0], tuple(chunk for chunk, _ in parts[1:]), memory)
     if world.keys != tuple(e.key for e in chain):
-        raise WorldFileError(
-            f"{folder / MANIFEST} and its chunks do not belong together; restore the folder from a backup"
-        )
+        raise WorldFileError(f"{folder / MANIFEST} and its chunks do not belong together. {way_out(folder)}")
     return world
 
 
@@ -294,23 +429,25 @@ def made_before(folder: Path, world: World, prompt: str, settings: Mapping) -> W
     folder = Path(folder)
     for entry in continuing(folder, world):
         asked = {name: value for name, value in entry.settings.items() if name not in FOUND}
-        if entry.prompt == prompt and asked == settings and not _fault(folder, entry):
+        if entry.prompt == prompt and asked == settings and not damage(folder, entry):
             try:
-                chunk, keyframes = _load_chunk(folder, entry, world.size, len(world))
+                chunk, keyframes = load_chunk(folder, entry, world.size, len(world))
             except WorldFileError:
                 continue  # it will be made again
             grown = World(world.first, (*world.chunks, chunk), world.memory.remember(*keyframes))
             if grown.key == entry.key:
-                entries = read_manifest(folder)
-                if _complete(world, folder, entries):
-                    _write_manifest(folder, entries, latest(folder)[0], world.size)
+                by_key = read_manifest(folder)
+                if any(damage(folder, before) for before in _ancestry(by_key, entry.key, folder)):
+                    save(grown, folder, keep_latest=True)
                 return grown
     return None
 
 
 def _check_files(folder: Path, chain: list[Entry]) -> None:
-    """WorldFileError that names every file of a state that is missing or cut off, and what can be done."""
-    faults = [(index, entry, fault) for index, entry in enumerate(chain) if (fault := _fault(folder, entry))]
+    """WorldFileError that names every file of a state that is missing or damaged, and what can be done."""
+    # files without sums are looked through now, as their parts can't be when they are read
+    found = [(_fault if entry.header else damage)(folder, entry) for entry in chain]
+    faults = [(index, entry, fault) for index, (entry, fault) in enumerate(zip(chain, found, strict=True)) if fault]
     if not faults:
         return
     lines = [f"{folder / entry.file} {fault}" + (f" (chunk {i})" if i else " (the photo)") for i, entry, fault in faults]
@@ -320,7 +457,8 @@ def _check_files(folder: Path, chain: list[Entry]) -> None:
         f"{len(faults)} of {len(chain)} files of this state can't be read:\n"
         + "\n".join(lines)
         + "\nWhoever has this world open can save it to this folder again, which writes them; walking the same path again with "
-        f"`save_to` on it makes them again; else restore them from a backup{fewer}"
+        f"`save_to` on it makes them again; `python tools/comfy.py check {folder} --repair` keeps all that is whole; else "
+        f"restore them from a backup{fewer}"
     )
 
 
@@ -333,39 +471,51 @@ def _ancestry(by_key: dict[str, Entry], key: str, folder: Path) -> list[Entry]:
     return chain
 
 
-def _load_chunk(folder: Path, entry: Entry, size: tuple[int, int], first: int) -> tuple[Chunk, list[Keyframe]]:
-    file = folder / entry.file
+def load_chunk(folder: Path, entry: Entry, size: tuple[int, int], first: int) -> tuple[Chunk, list[SavedKeyframe]]:
+    file = open_chunk(folder / entry.file)
+    if fault := _mismatch(file, entry):
+        raise DamagedFile(file.path, fault)
     try:
-        with safe_open(file, framework="pt") as tensors:
-            found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
-        frames = found["frames"]
-        origin = tuple(found["origin"].tolist()) if "origin" in found else (0.0, 0.0, 0.0)
-        cameras = check(Cameras(found["w2c"], found["K"], size, origin), str(file))
-        if frames.dtype != torch.uint8 or frames.shape != (len(cameras), *size, 3):
-            raise WorldFileError(
-                f"{file}: expected {len(cameras)} frames of {size[1]}x{size[0]}, found {tuple(frames.shape)}"
+        origin = tuple(file.read("origin").tolist()) if "origin" in file else (0.0, 0.0, 0.0)
+        cameras = check(Cameras(file.read("w2c"), file.read("K"), size, origin), str(file.path))
+        _check_parts(file, len(cameras), size)
+        if (found := int(file.read("first_frame"))) != first:
+            raise DamagedFile(
+                file.path, f"holds the frames from {found} on, not those from {first}: it was swapped with another file"
             )
-        if int(found["first_frame"]) != first:
-            raise WorldFileError(
-                f"{file} holds the frames from {int(found['first_frame'])} on, not those from {first}: it was swapped with another "
-                "file; restore it, or save the world again"
-            )
-        bits = found["invented"]
-        if bits.dtype != torch.uint8 or bits.shape != (len(cameras), size[0], size[1] // 8):
-            raise WorldFileError(f"{file}: its mask of invented pixels is {tuple(bits.shape)}; restore it")
-        keyframes = [_keyframe(found, int(name[6:]), cameras, size) for name in found if name.startswith("depth.")]
-        parts = [found.get(f"latents.{name}") for name in Latents._fields]
-    except (SafetensorError, KeyError, IndexError, RuntimeError) as problem:
-        raise WorldFileError(f"{file} is damaged ({problem}); restore it, or load the chunks before it") from None
-    latents = None if any(part is None for part in parts) else Latents(*parts)
-    chunk = Chunk(frames, bits, cameras, entry.prompt, entry.settings, found.get("newest"), latents)
+        names = [name for name in file.places if name.startswith("depth.")]
+        keyframes = [_keyframe(file, int(name[6:]), cameras, first, size) for name in names]
+    except DamagedFile:
+        raise
+    except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as problem:
+        raise DamagedFile(file.path, f"is damaged ({problem})") from None
+    newest = file if "newest" in file else None
+    latents = file if all(f"latents.{name}" in file for name in Latents._fields) else None
+    chunk = SavedChunk(file, file, cameras, entry.prompt, entry.settings, newest, latents)
     chunk.__dict__["key"] = entry.content  # what the property caches; hashing again would read every frame
     return chunk, sorted(keyframes, key=lambda k: (k.frame < 0, abs(k.frame)))
 
 
-def _keyframe(found: dict[str, Tensor], frame: int, cameras: Cameras, size: tuple[int, int]) -> Keyframe:
-    depth, latent = found[f"depth.{frame}"], found.get(f"latent.{frame}")
+def _check_parts(file: ChunkFile, frames: int, size: tuple[int, int]) -> None:
+    wanted = {
+        "frames": (torch.uint8, (frames, *size, 3)),
+        "invented": (torch.uint8, (frames, size[0], size[1] // 8)),
+        "first_frame": (torch.int64, ()),
+    }
+    for name, (dtype, shape) in wanted.items():
+        place = file.places[name]
+        if (place.dtype, place.shape) != (dtype, shape):
+            raise DamagedFile(
+                file.path, f"is damaged: its {name} are {place.dtype} {place.shape}, expected {dtype} {shape} for "
+                f"{frames} frames of {size[1]}x{size[0]}"
+            )  # fmt: skip
+
+
+def _keyframe(file: ChunkFile, frame: int, cameras: Cameras, first: int, size: tuple[int, int]) -> SavedKeyframe:
+    if file.places[f"depth.{frame}"].shape != size:
+        raise DamagedFile(file.path, f"is damaged: its depth.{frame} is {file.places[f'depth.{frame}'].shape}")
+    latent = file if f"latent.{frame}" in file else None
     if frame < 0:
-        camera = Cameras(found[f"w2c.{frame}"], found[f"K.{frame}"], size, cameras.origin)
-        return Keyframe(frame, depth, camera, found[f"image.{frame}"], latent)
-    return Keyframe(frame, depth, cameras[frame - int(found["first_frame"])], latent=latent)
+        camera = Cameras(file.read(f"w2c.{frame}"), file.read(f"K.{frame}"), size, cameras.origin)
+        return SavedKeyframe(frame, file, camera, file if f"image.{frame}" in file else None, latent)
+    return SavedKeyframe(frame, file, cameras[frame - first], latent=latent)
