@@ -4,11 +4,10 @@
  */
 
 const own = (name) => import(new URL(name + new URL(import.meta.url).search, import.meta.url).href);
-const [maths, worldsModule, stageModule, drawing, flightModule, growModule, host, panelsModule, pointer, dom, icons, commands, style] = await Promise.all(
-    ["path", "worlds", "stage", "overlay", "flight", "grow", "host", "panels", "pointer", "dom", "icons", "commands", "style"].map((name) => own(`./${name}.mjs`)));
+const [maths, worldsModule, stageModule, drawing, flightModule, growModule, host, panelsModule, pointer, dom, icons, commands, style, planningModule, standingModule, watchingModule] = await Promise.all(
+    ["path", "worlds", "stage", "overlay", "flight", "grow", "host", "panels", "pointer", "dom", "icons", "commands", "style", "planning", "standing", "watching"].map((name) => own(`./${name}.mjs`)));
 
-const UNDO_STEPS = 200, KEPT_PATHS = 20, FPS = 16, COMMIT_AFTER = 500, ASK_AFTER = 250;
-const CELLS_PER_CHUNK = 10, MOST_CELLS = 60, DRAGGED_CELLS = 20, LIVE_POINTS = 50_000;
+const KEPT_PATHS = 20, SAVE_AFTER = 500;
 const PREVIEW_SHARE = 0.36, PREVIEW_MOST = 300;
 const SETTINGS = {
     preview: true, map: true, cameras: true, tint: false, splats: false, pointSize: 1, budget: 500_000, millimetres: false, speed: 1, chunks: 0, view: null, grown: [],
@@ -49,8 +48,12 @@ function openStage(api, version) {
     return page.stage;
 }
 
-export class Explorer {
+const parts = { maths, page, host, dom, icons, openStage };
+const Parts = [planningModule.Planning, standingModule.Standing, watchingModule.Watching].reduce((Base, part) => part(Base, parts), Object);
+
+export class Explorer extends Parts {
     constructor({ app, api, node, root, t, handed }) {
+        super();
         Object.assign(this, { app, api, node, root, t, maths, drawing });
         this.control = new AbortController();
         this.plan = maths.emptyPlan();
@@ -78,7 +81,7 @@ export class Explorer {
         page.explorers.add(this);
     }
 
-    // ----------------------------------------------------------------------------------------------- opening, closing
+    // ------------------------------------------------------------------------------------------------ opening, closing
 
     async begin() {
         this.readText();
@@ -115,6 +118,7 @@ export class Explorer {
         const { signal } = this.control;
         const size = new ResizeObserver(() => {
             this.narrow = this.view.clientWidth < 620;
+            this.seenAs = null;
             this.redraw();
         });
         size.observe(this.view);
@@ -129,6 +133,7 @@ export class Explorer {
     appeared() {
         if (!this.closed && this.textWidget?.value !== this.written) this.readText();
         if (this.stage && !this.stage.owner) this.takeStage();
+        this.seenAs = null;
         this.redraw();
     }
 
@@ -138,9 +143,7 @@ export class Explorer {
     }
 
     restore({ selected, history, pose, full, focused, scrub }) {
-        // the host's own undo brought another text: then that is one more step of ours
-        const same = JSON.stringify(history.plans[history.at]) === JSON.stringify(this.plan);
-        this.history = same ? history : { plans: [...history.plans.slice(0, history.at + 1), this.plan].slice(-UNDO_STEPS), at: Math.min(history.at + 1, UNDO_STEPS - 1) };
+        this.takeHistory(history);
         this.selected = Math.min(selected, this.plan.keys.length - 1);
         this.flight.pose = pose;
         this.placed = true;
@@ -167,301 +170,7 @@ export class Explorer {
         return handed;
     }
 
-    // ------------------------------------------------------------------------------------------------ text and plan
-
-    get textWidget() {
-        return this.node && host.widgetOf(this.node, "path");
-    }
-
-    /** The plan from the node's text, which is never overwritten by reading. */
-    readText() {
-        const text = this.textWidget?.value ?? "";
-        this.written = text;
-        try {
-            this.plan = maths.parsePlan(text);
-            this.textProblem = null;
-        } catch (error) {
-            if (!(error instanceof maths.PathTextError)) throw error;
-            this.plan = maths.emptyPlan();
-            this.textProblem = error.message;
-        }
-        this.panels.setNotice(this.textProblem && this.t("unreadable", { text: this.textProblem }), { bad: true });
-        this.history = { plans: [this.plan], at: 0 };
-        this.selected = Math.min(this.selected, this.plan.keys.length - 1);
-        this.planChanged();
-        if (this.world && this.plan.from !== this.openedAs) this.loadWorld();
-    }
-
-    /** A plan while a gesture lasts: shown, not yet written. */
-    preview(plan) {
-        this.plan = plan;
-        this.planChanged(true);
-    }
-
-    /** A finished change: into the undo list, the node's text and the host's undo. */
-    commit(plan = this.plan, { selected = this.selected } = {}) {
-        clearTimeout(this.committing);
-        this.committing = null;
-        plan = { ...plan, keys: plan.keys.slice(0, maths.MAX_KEYS - 1) };
-        if (plan.keys.length) plan = { ...plan, from: plan.from || this.world?.state || "", before: this.neighbour() };
-        this.plan = plan;
-        this.plan = { ...plan, frames: this.framesWanted() };
-        this.selected = Math.min(selected, plan.keys.length - 1);
-        const { history } = this;
-        history.plans = [...history.plans.slice(0, history.at + 1), this.plan].slice(-UNDO_STEPS);
-        history.at = history.plans.length - 1;
-        this.edited = true;
-        this.write();
-        this.planChanged();
-    }
-
-    commitSoon(after = COMMIT_AFTER) {
-        clearTimeout(this.committing);
-        if (this.edited().index < 0) return this.viewSettled();
-        this.committing = setTimeout(() => this.commit(), after);
-    }
-
-    write() {
-        if (!this.textWidget) return;
-        this.textProblem = null;
-        this.written = maths.formatPlan(this.plan, this.standing ?? this.flight.pose);
-        this.textWidget.value = this.written;
-        host.recordChange(this.app);
-    }
-
-    undo(by) {
-        if (this.committing) this.commit();
-        const { history } = this, at = Math.max(0, Math.min(history.plans.length - 1, history.at + by));
-        if (at === history.at) return;
-        history.at = at;
-        const moved = history.plans[at].from !== this.plan.from;
-        this.plan = history.plans[at];
-        this.selected = Math.min(this.selected, this.plan.keys.length - 1);
-        this.write();
-        this.planChanged();
-        if (moved) this.loadWorld();
-    }
-
-    /** Everything that follows from the plan; cheap enough for every step of a drag. */
-    planChanged(dragging = false) {
-        if (this.standing) {
-            this.aim();
-            this.poses = maths.framesOf(this.plan, this.standing, this.framesWanted());
-            this.scrub = Math.min(this.scrub, this.poses.length - 1);
-            this.measure(dragging);
-        } else this.poses = [];
-        if (!dragging) {
-            this.settled = null;
-            this.askServer();
-        }
-        this.showGizmo();
-        this.refresh();
-    }
-
-    /** How long the chunks of whatever grows this world are. */
-    aim() {
-        const found = this.targets().map(({ node }) => host.widgetOf(node, "chunk_frames")?.value).find(Number.isFinite);
-        this.chunkFrames = found ?? 80;
-    }
-
-    get chunks() {
-        return Math.max(1, Math.round((this.framesWanted() - 1) / this.chunkFrames));
-    }
-
-    /** Frames of whole chunks: as many as were asked for, or as the way is worth. */
-    framesWanted() {
-        if (!this.plan.keys.length || !this.standing) return this.plan.frames;
-        const asked = this.settings.chunks;
-        if (asked) return 1 + this.chunkFrames * asked;
-        return 1 + this.chunkFrames * maths.chunksNeeded(maths.framesOf(this.plan, this.standing, 81), this.depth);
-    }
-
-    changeChunks(by) {
-        this.settings.chunks = Math.max(1, Math.min(100, this.chunks + by));
-        this.saveSettings();
-        if (this.plan.keys.length) this.commit();
-        else this.refresh();
-    }
-
-    // --------------------------------------------------------------------------------------------------- live numbers
-
-    lens() {
-        return { size: this.world.size, ratio: this.ratio, centre: this.centre };
-    }
-
-    /** Known points of the first two levels, all blocks together; again only when other blocks are shown. */
-    livePoints() {
-        if (this.pointsOf === this.blockKeys.join()) return this.points;
-        const blocks = this.shownBlocks(), total = blocks.reduce((sum, block) => sum + block.coarse, 0);
-        const share = Math.min(1, LIVE_POINTS / Math.max(total, 1));
-        const parts = blocks.map((block) => block.positions.subarray(0, 4 * Math.floor(block.coarse * share)));
-        this.points = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-        let at = 0;
-        for (const part of parts) {
-            this.points.set(part, at);
-            at += part.length;
-        }
-        this.pointsOf = this.blockKeys.join();
-        return this.points;
-    }
-
-    shownBlocks() {
-        return this.blockKeys.map((state) => page.worlds.cached(this.folder, state) ?? this.stage?.blocks.get(`${this.folder} ${state}`)?.block).filter(Boolean);
-    }
-
-    /** Coverage, clearance and effort of the plan. */
-    measure(dragging = false) {
-        this.live = null;
-        if (this.poses.length < 2 || !this.world) return;
-        const began = performance.now(), points = this.livePoints(), count = points.length / 4, last = this.poses.length - 1;
-        if (!count) return;
-        const grid = maths.gridOf(this.world.size, Math.max(...this.shownBlocks().map((block) => block.coarseStride)));
-        const cells = Math.min(dragging ? DRAGGED_CELLS : MOST_CELLS, CELLS_PER_CHUNK * this.chunks);
-        const frames = Array.from({ length: cells }, (_, i) => Math.round(((i + 1) / cells) * last));
-        const covered = frames.map((frame) => maths.coverage(this.poses[frame], this.lens(), points, count, grid));
-        const centres = Math.min(20 * this.chunks, dragging ? 40 : 200);
-        const nearest = Math.min(...Array.from({ length: centres + 1 }, (_, i) => maths.clearance(this.poses[Math.round((i / centres) * last)].T, points, count)));
-        const effort = Math.max(...maths.effort(this.poses, this.chunkFrames, this.depth));
-        this.setLive(frames, covered, nearest, effort, performance.now() - began);
-    }
-
-    setLive(frames, covered, nearest, effort, took) {
-        const { MARKS } = maths, least = Math.min(...covered);
-        this.live = {
-            frames, covered, least, nearest, effort, took, marks: covered.map(MARKS.coverage),
-            coverageMark: MARKS.coverage(least), clearanceMark: MARKS.clearance(nearest, this.depth), effortMark: MARKS.effort(effort),
-        };
-    }
-
-    coverageAt(frame) {
-        if (!this.live || this.poses.length < 2) return null;
-        const at = this.live.frames.findIndex((shown) => shown >= frame);
-        return this.live.covered[at < 0 ? this.live.covered.length - 1 : at];
-    }
-
-    risky() {
-        return this.live && [this.live.coverageMark, this.live.clearanceMark, this.live.effortMark].includes("poor");
-    }
-
-    /** The server's finer numbers, once the last change is a moment ago; retrieval after them, since it is slow. */
-    askServer() {
-        clearTimeout(this.asking);
-        if (!this.standing || !this.plan.keys.length || this.textProblem) return;
-        const plan = this.plan;
-        this.asking = setTimeout(async () => {
-            const path = maths.formatPlan({ ...plan, frames: this.framesWanted() }, this.standing);
-            const body = { folder: this.folder, state: this.world.state, path, chunk_frames: this.chunkFrames, client: `${this.api.clientId ?? ""} ${this.id}` };
-            try {
-                const found = await this.latest.preflight({ ...body, retrieve: false });
-                if (!found || this.closed || plan !== this.plan) return;
-                this.settled = found;
-                this.setLive(found.views.map((v) => v.frame), found.views.map((v) => v.coverage), found.nearest.distance ?? Infinity, Math.max(...found.effort), found.ms);
-                this.refresh();
-                const more = await this.retrieval.preflight({ ...body, retrieve: true });
-                if (!more || this.closed || plan !== this.plan) return;
-                this.settled = { ...found, retrieved: more.retrieved };
-                this.refresh();
-            } catch (error) {
-                if (!this.closed) this.panels.setNotice(error.message, { bad: true });
-            }
-        }, ASK_AFTER);
-    }
-
-    // ------------------------------------------------------------------------------------------------------- worlds
-
-    /** The summary of where the plan begins, then the points of its chunks, the newest first. */
-    async loadWorld(state = this.plan.from) {
-        const asked = (this.loading = Symbol("world"));
-        this.openedAs = this.plan.from;
-        let world;
-        try {
-            world = await page.worlds.world(this.folder, state);
-            if (!state && world.chain.length > 1) world = await page.worlds.world(this.folder, world.chain[0]);
-        } catch (error) {
-            if (asked === this.loading && !this.closed) this.noWorld(error, state);
-            return;
-        }
-        if (asked !== this.loading || this.closed) return;
-        this.world = world;
-        this.depth = this.flight.depth = world.depth || 1;
-        this.aspect = world.size[1] / world.size[0];
-        await Promise.all([this.getStage(world.library), this.loadBlocks(asked)]);
-    }
-
-    async noWorld(error, state) {
-        Object.assign(this, { world: null, standing: null, poses: [], past: [], blockKeys: [], live: null });
-        if (this.stage?.owner === this) this.stage.show([]);
-        if (error.status === 404 && state && !(await page.worlds.world(this.folder).catch(() => null))) state = "";
-        if (this.closed || this.world) return;
-        const begin = this.panels.action("begin", () => this.beginWorld(), { classes: "primary", icon: icons.icon("begin") });
-        if (error.status === 404 && state) {
-            const latest = this.panels.action("standLatest", () => this.standAtLatest());
-            this.panels.setMessage(this.t("stateGone"), error.message, [latest, begin]);
-        } else if (error.status === 404) this.panels.setMessage(this.t("empty"), this.t("emptyHint", { folder: this.folder }), [begin]);
-        else this.panels.setMessage(this.t("noWorld"), error.message, [this.panels.action("again", () => this.loadWorld())]);
-        this.refresh();
-    }
-
-    async loadBlocks(asked) {
-        const { world, folder } = this, wanted = [...world.chain].reverse();
-        this.blockKeys = world.chain.filter((state) => page.worlds.cached(folder, state));
-        try {
-            const newest = await page.worlds.block(folder, wanted[0]);
-            if (asked !== this.loading || this.closed) return;
-            this.standAtEndOf(newest);
-            this.blockArrived(wanted[0]);
-            await Promise.all([0, 1].map(async (lane) => {
-                for (let i = 1 + lane; i < wanted.length; i += 2) {
-                    await page.worlds.block(folder, wanted[i]);
-                    if (asked !== this.loading || this.closed) return;
-                    this.blockArrived(wanted[i]);
-                }
-            }));
-            if (asked !== this.loading || this.closed) return;
-            this.past = world.chain.flatMap((state) => page.worlds.cached(folder, state)?.cameras ?? []);
-            this.planChanged();
-        } catch (error) {
-            if (asked === this.loading && !this.closed) this.panels.setNotice(error.message, { bad: true, actions: [this.panels.action("again", () => this.loadWorld())] });
-        }
-    }
-
-    standAtEndOf(block) {
-        this.standing = block.cameras.at(-1);
-        const view = block.views.at(-1), [height, width] = this.world.size;
-        this.ratio = view ? view.fx / view.fy : 1;
-        this.centre = view ? [view.cx, view.cy] : [(width - 1) / 2, (height - 1) / 2];
-        if (!this.placed) this.flight.to(this.settings.view ?? this.standing, { glide: false });
-        this.placed = true;
-        this.panels.setMessage(null);
-    }
-
-    blockArrived(state) {
-        this.blockKeys = this.world.chain.filter((known) => known === state || this.blockKeys.includes(known));
-        this.past = this.world.chain.flatMap((known) => page.worlds.cached(this.folder, known)?.cameras ?? []);
-        this.showBlocks();
-        this.planChanged();
-    }
-
-    /** Puts the blocks of this chain on the stage, if it is lent to this Explorer. */
-    showBlocks() {
-        const { stage, folder } = this;
-        if (!stage || stage.owner !== this || !this.world) return;
-        for (const state of this.blockKeys) {
-            const block = page.worlds.cached(folder, state);
-            if (block) stage.addBlock(`${folder} ${state}`, block);
-        }
-        stage.show(this.blockKeys.map((state) => `${folder} ${state}`));
-        const used = [...page.explorers].flatMap((other) => other.world?.tree.map(({ state }) => `${other.folder} ${state}`) ?? []);
-        stage.keepOnly(used);
-        this.applySettings();
-    }
-
-    /** A pose 8 frames before the standing one, or null at the photo. */
-    neighbour() {
-        return this.past.length > 8 ? this.past[this.past.length - 9] : null;
-    }
-
-    // --------------------------------------------------------------------------------------------------------- stage
+    // ----------------------------------------------------------------------------------------------------------- stage
 
     takeStage() {
         if (!this.stage || this.closed || this.stage.owner === this) return;
@@ -502,8 +211,9 @@ export class Explorer {
         stage.invalidate();
     }
 
+    /** Draws what changed: the points again only if they are seen from elsewhere, since that is what costs. */
     redraw() {
-        if (this.stage?.owner === this) this.stage.invalidate();
+        if (this.stage?.owner === this && (this.flight.moving || this.playing || this.recording || this.seenAs !== JSON.stringify(this.picture()))) this.stage.invalidate();
         else if (!this.drawing2d) this.drawing2d = requestAnimationFrame(() => {
             this.drawing2d = 0;
             if (!this.closed) this.drawOver();
@@ -550,6 +260,7 @@ export class Explorer {
     }
 
     onDrawn() {
+        this.seenAs = JSON.stringify(this.stage.lastDraw);
         this.drawOver();
         if (this.panel === "view") this.panels.panelFields?.();
     }
@@ -582,7 +293,7 @@ export class Explorer {
         this.redraw();
     }
 
-    // ------------------------------------------------------------------------------------------------------ commands
+    // -------------------------------------------------------------------------------------------------------- commands
 
     run(command) {
         if (this.closed || (command.can && !command.can(this))) return;
@@ -681,367 +392,7 @@ export class Explorer {
         this.redraw();
     }
 
-    // ---------------------------------------------------------------------------------------------------------- keys
-
-    viewKey() {
-        const { R, T, fov } = this.flight.pose;
-        return { R: R.slice(), T: T.slice(), fov };
-    }
-
-    addKey() {
-        const at = this.selected >= 0 ? this.selected + 1 : this.plan.keys.length;
-        if (this.plan.keys.length >= maths.MAX_KEYS - 1) return this.panels.setNotice(this.t("enoughKeys", { n: maths.MAX_KEYS }));
-        const last = at === this.plan.keys.length, keys = this.plan.keys.toSpliced(at, 0, this.viewKey());
-        // appending goes on appending; inserting goes on behind the one just inserted
-        this.commit({ ...this.plan, keys }, { selected: last ? -1 : at });
-        this.scrub = this.poses.length - 1;
-        this.refresh();
-    }
-
-    setKeys(keys, selected = this.selected) {
-        this.commit({ ...this.plan, keys }, { selected });
-    }
-
-    setKeyToView() {
-        this.setKeys(this.plan.keys.with(this.selected, { ...this.plan.keys[this.selected], ...this.viewKey() }));
-    }
-
-    duplicateKey() {
-        this.setKeys(this.plan.keys.toSpliced(this.selected + 1, 0, { ...this.plan.keys[this.selected] }), this.selected + 1);
-    }
-
-    removeKey() {
-        this.setKeys(this.plan.keys.toSpliced(this.selected, 1), this.selected - 1);
-    }
-
-    select(index) {
-        if (this.committing) this.commit();
-        this.selected = index ?? -1;
-        if (this.selected < 0) this.gizmo = null;
-        else this.scrub = this.keyFrames()[this.selected] ?? this.scrub;
-        this.showGizmo();
-        this.refresh();
-    }
-
-    selectNext(by) {
-        const count = this.plan.keys.length;
-        this.select(this.selected < 0 ? (by > 0 ? 0 : count - 1) : (this.selected + by + count) % count);
-    }
-
-    hover(index) {
-        if (index === this.hovered) return;
-        this.hovered = index;
-        this.panels.sink.classList.toggle("over-key", index >= 0);
-        this.redraw();
-    }
-
-    keyAt([x, y]) {
-        const near = this.hits.map((hit) => ({ ...hit, off: Math.hypot(hit.x - x, hit.y - y) })).filter(({ off }) => off < 12);
-        return near.sort((a, b) => a.off - b.off)[0]?.index ?? -1;
-    }
-
-    /** The pose that the number fields show: of the chosen key, else of the view. */
-    edited() {
-        const key = this.plan.keys[this.selected];
-        return key ? { pose: key, index: this.selected } : { pose: this.flight.pose, index: -1 };
-    }
-
-    editPose(change) {
-        const { pose, index } = this.edited();
-        if (index < 0) {
-            this.flight.to(change(pose), { glide: false });
-            this.redraw();
-        } else this.preview({ ...this.plan, keys: this.plan.keys.with(index, change(pose)) });
-    }
-
-    fovToAll() {
-        const { fov } = this.edited().pose;
-        this.setKeys(this.plan.keys.map((key) => ({ ...key, fov })));
-    }
-
-    setGizmo(mode) {
-        this.gizmo = this.gizmo === mode ? null : mode;
-        this.showGizmo();
-    }
-
-    setSpace(space) {
-        this.space = space;
-        this.showGizmo();
-        this.refresh();
-    }
-
-    toggleSpace() {
-        this.setSpace(this.space === "local" ? "world" : "local");
-    }
-
-    showGizmo() {
-        const { stage, plan, selected } = this, key = plan.keys[selected];
-        this.gizmoShown = Boolean(stage && stage.owner === this && this.gizmo && key);
-        if (!stage || stage.owner !== this) return;
-        if (!this.gizmoShown) return stage.detachGizmo();
-        const handlers = {
-            onChange: ({ R, T }) => this.preview({ ...this.plan, keys: this.plan.keys.with(this.selected, { ...this.plan.keys[this.selected], R: maths.unit(R), T }) }),
-            onDragging: (dragging) => {
-                this.gizmoDragging = dragging;
-                if (!dragging) this.commit();
-            },
-        };
-        stage.attachGizmo(this.panels.sink, key, this.gizmo, this.space, handlers);
-    }
-
-    /** Frame of each key on the planned path: where it comes nearest to the key, in order. */
-    keyFrames() {
-        const last = this.poses.length - 1, { keys } = this.plan;
-        let from = 0;
-        return keys.map((key, k) => {
-            let best = Infinity, where = from;
-            const until = k === keys.length - 1 ? last : last - (keys.length - 1 - k);
-            for (let i = from; i <= until; i++) {
-                const off = maths.distance(this.poses[i].T, key.T) / this.depth + maths.angle(this.poses[i].R, key.R) / 60;
-                if (off < best - 1e-6) [best, where] = [off, i];
-            }
-            if (k === keys.length - 1) where = last;
-            from = where;
-            return where;
-        });
-    }
-
-    // ------------------------------------------------------------------------------------------------ the whole path
-
-    useStart(name) {
-        this.setKeys(maths.STARTS[name](this.standing, this.depth), -1);
-    }
-
-    transformPath(change) {
-        this.setKeys(maths.transformed(this.plan.keys, this.standing.T, change));
-    }
-
-    reversePath() {
-        this.setKeys(maths.reversed(this.plan.keys, this.standing), -1);
-    }
-
-    thereAndBack() {
-        this.setKeys(maths.thereAndBack(this.plan.keys, this.standing));
-    }
-
-    clearPath() {
-        this.setKeys([], -1);
-    }
-
-    /** The plan as a file: the camera path itself, or one of the formats that the pack writes. */
-    async saveFile(format) {
-        const name = this.folder.split("/").at(-1) || "path", path = maths.formatPlan(this.plan, this.standing);
-        const own = { name: `${name}.json`, blob: new Blob([path], { type: "application/json" }) };
-        await this.said(async () => {
-            const file = format ? await page.worlds.cameraFile({ folder: this.folder, state: this.world.state, path, format }) : own;
-            const link = dom.el("a", { href: URL.createObjectURL(file.blob), download: file.name });
-            link.click();
-            setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-        });
-    }
-
-    loadFile() {
-        const input = dom.el("input", { type: "file", accept: ".json,.npz,application/json" });
-        input.addEventListener("change", () => this.said(async () => {
-            const file = input.files[0], text = file.name.endsWith(".json") ? await file.text() : "";
-            const query = { folder: this.folder, state: this.world.state, name: file.name };
-            // a camera path is read here, as it is; everything else becomes one on the server
-            this.takePath(/"path"\s*:/.test(text) ? text : await page.worlds.pathFrom("cameras", file, query));
-        }));
-        input.click();
-    }
-
-    async usePreset(preset, direction, strength) {
-        const asked = { folder: this.folder, state: this.world.state, preset, direction, strength, frames: 1 + this.chunkFrames * this.chunks };
-        await this.said(async () => this.takePath(await page.worlds.pathFrom("preset", asked)));
-    }
-
-    presets() {
-        return (page.presets ??= page.worlds.presets());
-    }
-
-    /** Runs what may be refused, and says why it was. */
-    async said(act) {
-        try {
-            await act();
-        } catch (error) {
-            if (!this.closed) this.panels.setNotice(error.message, { bad: true });
-        }
-    }
-
-    /** A camera path from elsewhere becomes the plan, from where it stands; what it says of states does not count. */
-    takePath(text) {
-        try {
-            const { keys, curve, order, loop, motion, captions } = maths.parsePlan(text);
-            const plan = { ...this.plan, keys, curve, order, loop, motion };
-            this.commit(Object.keys(captions).length ? { ...plan, captions } : plan, { selected: -1 });
-        } catch (error) {
-            if (!(error instanceof maths.PathTextError)) throw error;
-            this.panels.setNotice(this.t("unreadable", { text: error.message }), { bad: true });
-        }
-    }
-
-    /** Cameras that are connected to the node are offered as a path to edit. */
-    offeredPath({ display_node, node, output } = {}) {
-        const text = output?.lyra2_path?.[0];
-        if (!text || this.plan.keys.length || ![display_node, node].includes(this.id)) return;
-        this.takePath(text);
-    }
-
-    // ----------------------------------------------------------------------------------------------- recording, playing
-
-    toggleRecording() {
-        if (!this.recording) this.recording = [];
-        else {
-            const poses = this.recording;
-            this.recording = null;
-            const off = poses.length && (maths.distance(poses[0].T, this.standing.T) > 0.01 * this.depth || maths.angle(poses[0].R, this.standing.R) > 1);
-            const keys = maths.simplified(poses, this.depth).slice(off || this.plan.keys.length ? 0 : 1);
-            if (keys.length) this.setKeys([...this.plan.keys, ...keys], -1);
-        }
-        this.refresh();
-    }
-
-    togglePlay(along) {
-        const wanted = along ? "along" : "side";
-        if (this.playing === wanted) return this.stopPlaying();
-        if (this.scrub >= this.poses.length - 1) this.scrub = 0;
-        this.playing = wanted;
-        this.playFrom = { frame: this.scrub, at: performance.now() };
-        this.flight.pivot = null;
-        this.takeStage();
-        this.redraw();
-    }
-
-    playOn(now) {
-        const frame = this.playFrom.frame + Math.floor(((now - this.playFrom.at) / 1000) * FPS), last = this.poses.length - 1;
-        this.scrub = Math.max(0, Math.min(frame, last));
-        if (this.playing === "along") this.flight.pose = { ...this.poses[this.scrub] };
-        if (frame >= last) this.stopPlaying();
-        this.panels.update();
-    }
-
-    stopPlaying(only = null) {
-        if (!this.playing || (only && this.playing !== only)) return;
-        this.playing = null;
-        this.refresh();
-    }
-
-    scrubTo(frame) {
-        this.playing = null;
-        this.scrub = Math.max(0, Math.min(this.poses.length - 1, frame));
-        this.refresh();
-    }
-
-    scrubBy(frames) {
-        this.scrubTo(this.scrub + frames);
-    }
-
-    // ---------------------------------------------------------------------------------------------------------- map
-
-    mapKeyAt([u, v]) {
-        const { clientWidth, clientHeight } = this.panels.mapCanvas;
-        return this.plan.keys.findIndex((key) => {
-            const [a, b] = this.minimap.toMap(key.T, clientWidth, clientHeight);
-            return Math.hypot(a - u, b - v) < 8;
-        });
-    }
-
-    goOnMap([u, v]) {
-        const [x, z] = this.minimap.fromMap(u, v), { pose } = this.flight;
-        this.flight.to({ ...pose, T: [x, pose.T[1], z] }, { glide: false });
-        this.viewMoved();
-    }
-
-    dragOnMap(index, [u, v]) {
-        const [x, z] = this.minimap.fromMap(u, v), key = this.plan.keys[index];
-        this.preview({ ...this.plan, keys: this.plan.keys.with(index, { ...key, T: [x, key.T[1], z] }) });
-    }
-
-    // ------------------------------------------------------------------------------------------------------- history
-
-    /** Stands at a state of the folder; the keys belonged to another place and go. */
-    standAt(state, { keys = [], seed = this.plan.seed } = {}) {
-        if (this.committing) this.commit();
-        this.commit({ ...this.plan, from: state, keys, seed, before: null }, { selected: -1 });
-        this.panels.setNotice(null);
-        return this.loadWorld(state);
-    }
-
-    async standAtLatest() {
-        const { latest } = await page.worlds.world(this.folder);
-        return this.standAt(latest);
-    }
-
-    canStepBack() {
-        return Boolean(this.world && this.world.chain.length > 1 && !this.grow.busy);
-    }
-
-    stepBack() {
-        this.grow.dismiss();
-        return this.standAt(this.world.chain.at(-2));
-    }
-
-    canReroll() {
-        return Boolean(this.world && this.grownPath() && !this.grow.busy);
-    }
-
-    grownPath() {
-        return this.settings.grown.findLast(({ state }) => state === this.world?.state);
-    }
-
-    /** The same way again from where it began, with the next seed. */
-    async reroll() {
-        const made = this.grownPath();
-        const { keys, curve, order, loop, motion, captions, frames } = maths.parsePlan(made.path);
-        this.settings.chunks = Math.max(1, Math.round((frames - 1) / this.chunkFrames));
-        this.commit({ ...this.plan, from: made.from, keys, curve, order, loop, motion, captions, seed: made.seed + 1 }, { selected: -1 });
-        await this.loadWorld(made.from);
-        // the neighbour is of the new place
-        this.commit();
-        return this.startGrowing();
-    }
-
-    /** At a frame that was made: its camera, its picture fading over the points. */
-    snapTo(frame) {
-        const pose = this.past[frame];
-        if (!pose) return;
-        this.flight.to(pose, { glide: false });
-        this.fadePhoto();
-        const { photo } = this.panels;
-        photo.src = page.worlds.frameUrl(this.folder, this.world.state, frame, 832);
-        photo.hidden = false;
-        photo.style.opacity = 1;
-        this.photoShown = true;
-        this.viewSettled();
-        this.placePhoto();
-    }
-
-    placePhoto() {
-        if (!this.photoShown) return;
-        const { clientWidth, clientHeight } = this.view, share = Math.tan((this.flight.pose.fov * Math.PI) / 360) / Math.tan((this.shownFov() * Math.PI) / 360);
-        const height = clientHeight * share, width = height * this.aspect;
-        Object.assign(this.panels.photo.style, { width: `${width}px`, height: `${height}px`, left: `${(clientWidth - width) / 2}px`, top: `${(clientHeight - height) / 2}px` });
-    }
-
-    fadePhoto() {
-        if (!this.photoShown) return;
-        this.photoShown = false;
-        const { photo } = this.panels;
-        photo.style.opacity = 0;
-        clearTimeout(this.fading);
-        this.fading = setTimeout(() => !this.photoShown && (photo.hidden = true), 900);
-    }
-
-    /** The last frame of a state, small. */
-    thumbnail({ state }) {
-        const entries = new Map(this.world.tree.map((entry) => [entry.state, entry]));
-        let frames = 0;
-        for (let at = entries.get(state); at; at = entries.get(at.parent)) frames += at.frames;
-        return page.worlds.frameUrl(this.folder, state, Math.max(0, frames - 1), 128);
-    }
-
-    // ---------------------------------------------------------------------------------------------------------- grow
+    // ------------------------------------------------------------------------------------------------------------ grow
 
     targets() {
         return this.id ? host.targetsOf(this.app, this.id, this.node) : [];
@@ -1072,7 +423,7 @@ export class Explorer {
         if (!targets.length) return this.panels.setNotice(this.t("noTargets"), { bad: true });
         if (!this.plan.keys.length) return this.panels.setNotice(this.t("noKeys"));
         if (this.plan.frames !== this.framesWanted() || this.written !== this.textWidget.value || this.plan.from !== this.world.state) this.commit({ ...this.plan, from: this.world.state });
-        this.edited = false;
+        this.touched = false;
         this.used = { path: this.written, from: this.world.state, seed: this.plan.seed };
         this.stopPlaying();
         await this.grow.begin({ targets: targets.map(({ id }) => id), kind: "grow", chunks: this.chunks, path: this.poses, conditions: this.conditions() });
@@ -1082,7 +433,7 @@ export class Explorer {
         if (this.closed || !this.grow) return;
         const { grow } = this;
         // the side preview shows the pose that is being painted
-        if (grow.state === "running" && grow.kind === "grow" && !this.edited && grow.progress.steps > 1 && this.poses.length > 1) {
+        if (grow.state === "running" && grow.kind === "grow" && !this.touched && grow.progress.steps > 1 && this.poses.length > 1) {
             const { chunk, share = 0, whole, chunks } = grow.progress;
             this.scrub = Math.round((whole ? share : (chunk + (grow.progress.stage === "append" ? share : 0)) / chunks) * (this.poses.length - 1));
         }
@@ -1111,16 +462,16 @@ export class Explorer {
             this.settings.grown = [...this.settings.grown, { ...used, state: entry.state }].slice(-KEPT_PATHS);
             this.saveSettings(0);
         }
-        const keys = this.edited ? this.plan.keys : [];
+        const keys = this.touched ? this.plan.keys : [];
         this.plan = { ...this.plan, from: entry.state, keys, before: null };
         this.selected = keys.length ? this.selected : -1;
         this.world = { ...this.world, state: entry.state };
         await this.loadWorld(entry.state);
         if (this.closed) return;
         this.settings.chunks = 0;
-        const edited = this.edited;
+        const touched = this.touched;
         this.commit();
-        this.edited = edited;
+        this.touched = touched;
         this.scrub = 0;
         this.refresh();
     }
@@ -1159,7 +510,7 @@ export class Explorer {
     }
 
     /** Into the workflow, but not into the prompt: nothing of this changes a result. */
-    saveSettings(after = COMMIT_AFTER) {
+    saveSettings(after = SAVE_AFTER) {
         const save = () => {
             if (!this.node) return;
             const changed = Object.entries(this.settings).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(SETTINGS[name]));

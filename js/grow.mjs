@@ -14,13 +14,13 @@ export class Grow {
         Object.assign(this, { api, app, host, onChange, onWorld, folder });
         this.reset();
         const on = (name, act) => api.addEventListener(name, (event) => act(event.detail ?? {}), { signal });
-        on("execution_start", (detail) => this.started(detail));
-        on("progress_state", (detail) => this.progressed(detail));
-        on("b_preview_with_metadata", (detail) => this.pictured(detail));
-        on("executed", (detail) => this.executed(detail));
-        on("execution_success", (detail) => this.ended(detail, "done"));
-        on("execution_error", (detail) => this.ended(detail, "failed"));
-        on("execution_interrupted", (detail) => this.ended(detail, "idle"));
+        on("execution_start", (detail) => this.heard(detail, () => this.started(detail)));
+        on("progress_state", (detail) => this.heard(detail, () => this.progressed(detail)));
+        on("b_preview_with_metadata", (detail) => this.heard({ prompt_id: detail.jobId }, () => this.pictured(detail)));
+        on("executed", (detail) => this.heard(detail, () => this.executed(detail)));
+        on("execution_success", (detail) => this.heard(detail, () => this.ended(detail, "done")));
+        on("execution_error", (detail) => this.heard(detail, () => this.ended(detail, "failed")));
+        on("execution_interrupted", (detail) => this.heard(detail, () => this.ended(detail, "idle")));
         on("status", () => this.state === "waiting" && this.look());
         on("reconnected", () => this.look());
         signal.addEventListener("abort", () => this.close());
@@ -30,7 +30,7 @@ export class Grow {
         clearTimeout(this.ending);
         if (this.picture) URL.revokeObjectURL(this.picture);
         Object.assign(this, {
-            state: "idle", prompt: null, targets: [], problem: null, picture: null, kind: "grow", path: null,
+            state: "idle", prompt: null, held: [], targets: [], problem: null, picture: null, kind: "grow", path: null,
             progress: { chunk: 0, chunks: 1, stage: "", step: 0, steps: 0, before: 0, since: 0, arrivals: [] },
         });
     }
@@ -55,18 +55,35 @@ export class Grow {
         await this.look();
     }
 
+    /** What happened to a prompt; until ours is known, which it is not at once, it is kept. */
+    heard(detail, act) {
+        if (!this.busy || this.prompt || !detail.prompt_id) return act();
+        this.held.push({ prompt: detail.prompt_id, act });
+        if (this.state !== "asking" && !this.looking) this.looking = this.look().finally(() => (this.looking = null));
+    }
+
+    /** The prompt is known: whatever was kept happens now. */
+    identify(prompt) {
+        this.prompt = prompt;
+        const { held } = this;
+        this.held = [];
+        held.forEach(({ act }) => act());
+    }
+
     /** Asks the queue where our prompt is: after queueing, after a lost socket, when the page is back. */
     async look() {
         if (!this.targets.length || !this.busy) return;
         let found;
         try {
-            found = this.prompt ? await this.host.promptEntry(this.api, this.prompt) : await this.host.promptOf(this.api, this.targets);
+            found = this.prompt ? await this.host.promptEntry(this.api, this.prompt) : await this.host.promptOf(this.api, this.targets)
+                ?? await this.host.finishedPromptOf(this.api, this.targets, this.held.map(({ prompt }) => prompt));
         } catch {
             return; // no server just now; "reconnected" asks again
         }
         if (!this.busy) return;
         if (!found) return this.fromHistory();
-        this.prompt ??= found.id;
+        if (!this.prompt) this.identify(found.id);
+        if (!this.busy || found.finished) return;
         this.set(found.running ? "running" : "waiting", { progress: { ...this.progress, before: found.before, since: this.progress.since || performance.now() } });
     }
 
@@ -95,8 +112,7 @@ export class Grow {
         return this.busy && detail.prompt_id && detail.prompt_id === this.prompt;
     }
 
-    async started(detail) {
-        if (this.state === "asking" || (this.state === "waiting" && !this.prompt)) await this.look();
+    started(detail) {
         if (!this.ours(detail)) return;
         this.set("running", { progress: { ...this.progress, before: 0, since: performance.now() } });
     }

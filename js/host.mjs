@@ -89,11 +89,23 @@ export function recordChange(app) {
     app.graph?.setDirtyCanvas?.(true, false);
 }
 
+/** Whether a prompt, as the server lists it, is to run exactly these targets. */
+function hasTargets(entry, targets) {
+    return [...(entry[4] ?? [])].map(String).sort().join() === [...targets].sort().join();
+}
+
+/** The newest of these prompts that is over and had these targets: {id, finished}; null if there is none. */
+export async function finishedPromptOf(api, targets, ids) {
+    if (!ids.length) return null;
+    const history = await (await api.fetchApi("/history?max_items=16")).json();
+    const found = ids.filter((id) => history[id] && hasTargets(history[id].prompt, targets));
+    return found.length ? { id: found.at(-1), finished: true } : null;
+}
+
 /** The newest prompt in the queue whose targets are these: {id, running, before}; null if there is none. */
 export async function promptOf(api, targets) {
     const { queue_running, queue_pending } = await (await api.fetchApi("/queue")).json();
-    const wanted = [...targets].sort().join();
-    const same = (entry) => [...(entry[4] ?? [])].map(String).sort().join() === wanted;
+    const same = (entry) => hasTargets(entry, targets);
     const pending = [...queue_pending].sort((a, b) => a[0] - b[0]);
     const found = [...queue_running.map((entry) => ({ entry, running: true, before: 0 })),
         ...pending.map((entry, i) => ({ entry, running: false, before: i + queue_running.length }))].filter(({ entry }) => same(entry));

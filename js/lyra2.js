@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const VERSION = "0";        // of all files in js/: a test says what it should be
+const VERSION = "cceee001ff1a";        // of all files in js/: a test says what it should be
 const NODE = "Lyra2Explorer";
 const HEIGHT = () => 420;
 const SIZE = [560, 640];
@@ -24,7 +24,7 @@ function hideText(node) {
     const widget = widgetOf(node, "path");
     if (!widget) return;
     widget.hidden = true;
-    widget.options = { ...widget.options, hidden: true };
+    widget.options.hidden = true;       // the same object: Nodes 2.0 watches it
     if (widget.element) widget.element.style.display = "none";
 }
 
@@ -54,7 +54,18 @@ function follow(node) {
     };
 }
 
-/** Waits until the view is seen, or goes on at once where another took over. */
+/** Whether the node is still reached from the page's graph; the nodes of a dropped subgraph are never told that they went. */
+function isThere(node) {
+    const root = app.rootGraph ?? app.graph, { graph } = node;
+    const known = graph === root || root.subgraphs?.get(graph?.id) === graph;
+    return known && graph.getNodeById(node.id) === node;
+}
+
+function sweep() {
+    for (const node of [...opened.keys()]) if (!isThere(node)) stop(node);
+}
+
+/** Waits until the view is seen. */
 function start(node) {
     if (opened.has(node)) return;
     const root = widgetOf(node, "explorer").element, entry = { explorer: null, id: null };
@@ -105,4 +116,5 @@ app.registerExtension({
         addView(node);
         follow(node);
     },
+    afterConfigureGraph: sweep,
 });

@@ -171,21 +171,19 @@ export class Minimap {
         this.canvas = canvas;
     }
 
-    /** What the map covers: the points' middle 96 %, and everything that is drawn. */
+    /** What the map covers: the points' middle 96 %, and all of the poses. */
     frame(blocks, poses) {
-        const xs = poses.map((pose) => pose.T[0]), zs = poses.map((pose) => pose.T[2]);
-        for (const { block } of blocks) {
-            const step = 4 * Math.max(1, Math.floor(block.coarse / 800));
-            for (let i = 0; i < 4 * block.coarse; i += step) {
-                xs.push(block.positions[i]);
-                zs.push(block.positions[i + 2]);
+        const ends = [0, 2].map((axis) => {
+            const values = [];
+            for (const { block } of blocks) {
+                const step = 4 * Math.max(1, Math.floor(block.coarse / 800));
+                for (let i = axis; i < 4 * block.coarse; i += step) values.push(block.positions[i]);
             }
-        }
-        const span = (values) => {
-            const sorted = values.sort((a, b) => a - b), cut = Math.floor(0.02 * sorted.length);
-            return [sorted[cut], sorted[sorted.length - 1 - cut]];
-        };
-        const [x0, x1] = span(xs), [z0, z1] = span(zs);
+            values.sort((a, b) => a - b);
+            const cut = Math.floor(0.02 * values.length), places = poses.map((pose) => pose.T[axis]);
+            return [Math.min(values[cut] ?? 0, ...places), Math.max(values[values.length - 1 - cut] ?? 1, ...places)];
+        });
+        const [[x0, x1], [z0, z1]] = ends;
         return { x: (x0 + x1) / 2, z: (z0 + z1) / 2, half: 0.56 * Math.max(x1 - x0, z1 - z0, 1e-6) };
     }
 
@@ -201,10 +199,15 @@ export class Minimap {
             for (let i = 0; i < block.count; i += step) {
                 const column = Math.floor(width / 2 + (block.positions[4 * i] - x) * by);
                 const row = Math.floor(height / 2 - (block.positions[4 * i + 2] - z) * by), at = row * width + column;
-                if (column < 0 || row < 0 || column >= width || row >= height || block.positions[4 * i + 1] > tops[at]) continue;
-                tops[at] = block.positions[4 * i + 1];
-                image.data.set(block.colours.subarray(4 * i, 4 * i + 3), 4 * at);
-                image.data[4 * at + 3] = 190;
+                if (column < 0 || row < 0 || column >= width - 1 || row >= height - 1) continue;
+                const [up, colour] = [block.positions[4 * i + 1], block.colours.subarray(4 * i, 4 * i + 3)];
+                // two pixels wide, so that a floor seen from the side closes
+                for (const beside of [at, at + 1, at + width, at + width + 1]) {
+                    if (up > tops[beside]) continue;
+                    tops[beside] = up;
+                    image.data.set(colour, 4 * beside);
+                    image.data[4 * beside + 3] = 205;
+                }
             }
         }
         this.image ??= document.createElement("canvas");

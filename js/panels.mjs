@@ -396,13 +396,16 @@ export class Panels {
         const tree = el("div.tree"), frames = slider({ label: t("madeFrames"), title: t("madeFrames.tip"), min: 0, max: 1, step: 1, oninput: (frame) => x.snapTo(frame), format: (n) => String(n) });
         let shown = null;
         this.panelFields = () => {
-            frames.input.max = Math.max(1, x.past.length - 1);
+            const last = Math.max(1, x.past.length - 1);
+            if (Number(frames.input.max) !== last) {
+                frames.input.max = last;
+                frames.show(x.past.length - 1);
+            }
             frames.input.disabled = x.past.length < 1;
             const name = JSON.stringify([x.world?.state, x.world?.tree?.length]);
             if (name !== shown) tree.replaceChildren(...this.states());
             shown = name;
         };
-        frames.show(Math.max(0, x.past.length - 1));
         return [el("h3", { textContent: t("history") }), tree, el("div.row", {}, this.commandButton("back", { text: true }), this.commandButton("reroll", { text: true })),
             el("h3", { textContent: t("snap") }), frames, el("p.hint", { textContent: t("snapHint") })];
     }

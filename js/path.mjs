@@ -173,7 +173,7 @@ function bSpline(at, order, segment, u) {
 
 function throughKeys(at, count, loop, neighbour, segment, u) {
     let [k0, k1, k2, k3] = [-1, 0, 1, 2].map((offset) => at(segment + offset));
-    if (!loop && segment === 0) k0 = neighbour ?? beyond(k1, k2);
+    if (!loop && segment === 0) k0 = neighbour ? cameFrom(neighbour, k1, k2) : beyond(k1, k2);
     if (!loop && segment >= count - 2) k3 = beyond(k2, k1);
     const inner = slerp(lean(k0.q, k1.q, k2.q), lean(k1.q, k2.q, k3.q), u);
     return { q: slerp(slerp(k1.q, k2.q, u), inner, 2 * u * (1 - u)), v: catmullRom(k0.v, k1.v, k2.v, k3.v, u) };
@@ -182,6 +182,17 @@ function throughKeys(at, count, loop, neighbour, segment, u) {
 /** Where the path would have come from had it always gone on as from `here` to `next`. */
 function beyond(here, next) {
     return { q: product(here.q, product(inverse(next.q), here.q)), v: here.v.map((v, i) => 2 * v - next.v[i]) };
+}
+
+/** A key in the direction of the neighbour, as far from `here` as `next` is: only its direction counts. */
+function cameFrom(neighbour, here, next) {
+    const scaled = (v, length) => {
+        const own = hypot(...v);
+        return v.map((value) => (value / Math.max(own, 1e-12)) * length);
+    };
+    const back = scaled(difference(neighbour.v, here.v), distance(next.v, here.v));
+    const half = scaled(log(product(inverse(here.q), neighbour.q)), hypot(...log(product(inverse(here.q), next.q))));
+    return { q: product(here.q, exp(half)), v: [...add(here.v, back), neighbour.v[3]] };
 }
 
 /** Centripetal in space, which makes no loops where keys are unevenly far apart. */

@@ -55,7 +55,10 @@ export class Stage {
         this.openRenderer();
         this.buildScene();
         this.canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
-        this.canvas.addEventListener("webglcontextrestored", () => this.invalidate());
+        this.canvas.addEventListener("webglcontextrestored", () => {
+            this.fence = null;
+            this.invalidate();
+        });
         document.addEventListener("visibilitychange", () => this.invalidate());
     }
 
@@ -207,33 +210,40 @@ export class Stage {
         const step = Math.min(this.before ? now - this.before : 16, 250) / 1000;
         const moving = owner.onFrame(step, now);
         const growing = this.shownBlocks().some(({ since }) => now - since < APPEAR);
-        this.draw(owner, moving || growing, now);
         this.before = moving || growing ? now : 0;
+        // one frame in flight: a renderer that is slower than the page must not make the page wait for it
+        if (this.drawing()) return this.invalidate();
+        this.draw(owner, moving || growing);
         if (moving || growing) this.invalidate();
     }
 
-    draw(owner, moving, now) {
+    draw(owner, moving) {
         if (!this.fit(owner.view)) return;
         clearTimeout(this.settling);
         const total = this.setBudget(moving ? Math.min(this.movingBudget, this.limit) : this.limit);
         if (moving && total > this.timing.drawn) this.settling = setTimeout(() => this.invalidate(), SETTLE);
-        const timed = moving ? now - (this.timed ?? 0) > 200 : true;
-        const begin = performance.now();
         this.lastDraw = owner.picture();
+        this.begun = performance.now();
         this.render(this.lastDraw);
-        if (timed && total) this.measure(begin, moving, now);
+        this.fence = { sync: this.gl.fenceSync(this.gl.SYNC_GPU_COMMANDS_COMPLETE, 0), moving, points: this.timing.drawn };
+        this.gl.flush();
         owner.onDrawn?.(moving);
     }
 
-    /** gl.finish does not wait in Chromium; reading a pixel does. */
-    measure(begin, moving, now) {
-        if (moving || this.software) this.gl.readPixels(0, 0, 1, 1, this.gl.RGBA, this.gl.UNSIGNED_BYTE, new Uint8Array(4));
-        const took = performance.now() - begin;
+    /** Whether the last frame is still being drawn; learns from it how many points fit into one while moving. */
+    drawing() {
+        if (!this.fence) return false;
+        const { sync, moving, points } = this.fence;
+        if (sync && this.gl.getSyncParameter(sync, this.gl.SYNC_STATUS) !== this.gl.SIGNALED) return true;
+        const took = performance.now() - this.begun;
+        if (sync) this.gl.deleteSync(sync);
+        this.fence = null;
         this.timing[moving ? "moving" : "still"] = took;
-        this.timed = now;
-        if (!moving) return;
-        const fitting = this.timing.drawn * Math.min(2, Math.max(0.25, WANTED_FRAME / Math.max(took, 1)));
-        this.movingBudget = Math.round(Math.min(2_000_000, Math.max(20_000, fitting, took < WANTED_FRAME ? this.movingBudget : 0)));
+        if (moving) {
+            const fitting = points * Math.min(2, Math.max(0.25, WANTED_FRAME / Math.max(took, 1)));
+            this.movingBudget = Math.round(Math.min(2_000_000, Math.max(20_000, fitting, took < WANTED_FRAME ? this.movingBudget : 0)));
+        }
+        return false;
     }
 
     /** The buffer is as large as the view is on the screen, however the graph is zoomed. */

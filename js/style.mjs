@@ -16,12 +16,12 @@ const SHEET = `
 .lyra2-overlay { position: fixed; inset: 0; z-index: 2000; display: flex; background: #0d0e10; }
 .lyra2-overlay .lyra2 { border-radius: 0; }
 
-.lyra2 .bar { display: flex; align-items: center; gap: 1px; padding: 4px 5px; flex-wrap: wrap; border-bottom: 1px solid var(--lx-line); }
-.lyra2 .bar .gap { width: 1px; height: 16px; margin: 0 3px; background: var(--lx-line); }
+.lyra2 .bar { display: flex; align-items: center; gap: 0; padding: 4px 4px; flex-wrap: wrap; border-bottom: 1px solid var(--lx-line); }
+.lyra2 .bar .gap { width: 1px; height: 16px; margin: 0 2px; background: var(--lx-line); }
 .lyra2 .bar .push { margin-left: auto; }
 .lyra2 .button {
-    position: relative; display: inline-flex; align-items: center; justify-content: center; gap: 5px; min-width: 26px; height: 26px;
-    padding: 0 5px; border-radius: 6px; color: var(--lx-text); white-space: nowrap; transition: background .12s, color .12s;
+    position: relative; display: inline-flex; align-items: center; justify-content: center; gap: 5px; min-width: 25px; height: 26px;
+    padding: 0 4px; border-radius: 6px; color: var(--lx-text); white-space: nowrap; transition: background .12s, color .12s;
 }
 .lyra2 .button svg { width: 16px; height: 16px; flex: none; fill: none; stroke: currentColor; stroke-width: 1.4; stroke-linecap: round; stroke-linejoin: round; }
 .lyra2 .button svg.filled { fill: currentColor; stroke-width: 1; }
@@ -47,7 +47,7 @@ const SHEET = `
 .lyra2 .view .sink.over-key { cursor: pointer; }
 .lyra2 .view:has(.sink:focus)::after { content: ""; position: absolute; inset: 0; pointer-events: none; box-shadow: inset 0 0 0 1.5px color-mix(in srgb, var(--lx-accent) 55%, transparent); }
 .lyra2 .photo { position: absolute; pointer-events: none; object-fit: fill; transition: opacity .9s; }
-.lyra2 .chip { position: absolute; padding: 2px 7px; border-radius: 6px; background: rgba(12,13,16,.66); color: #e8e9ee; font-size: 11px; pointer-events: none; backdrop-filter: blur(3px); }
+.lyra2 .chip { position: absolute; padding: 2px 7px; border-radius: 6px; background: rgba(12,13,16,.66); color: #e8e9ee; font-size: 11px; pointer-events: none; }
 .lyra2 .chip.where { left: 8px; top: 8px; }
 .lyra2 .chip.speed { right: 8px; top: 8px; font-variant-numeric: tabular-nums; }
 .lyra2 .box { position: absolute; border: 1px solid rgba(255,255,255,.22); border-radius: 6px; overflow: hidden; box-shadow: 0 4px 14px rgba(0,0,0,.35); }
@@ -121,7 +121,7 @@ const SHEET = `
 .lyra2 .stepper { display: flex; align-items: center; background: var(--lx-field); border-radius: 6px; }
 .lyra2 .stepper b { min-width: 62px; text-align: center; font-weight: 500; font-variant-numeric: tabular-nums; }
 .lyra2 .progress { height: 4px; border-radius: 2px; background: var(--lx-field); overflow: hidden; }
-.lyra2 .progress div { height: 100%; width: 0; background: var(--lx-accent); transition: width .3s; border-radius: 2px; }
+.lyra2 .progress div { height: 100%; width: 0; background: var(--lx-accent); border-radius: 2px; }
 
 .lyra2 .help { position: absolute; inset: 0; overflow: auto; padding: 14px 18px; background: color-mix(in srgb, var(--lx-surface) 96%, transparent); columns: 230px 3; column-gap: 26px; scrollbar-width: thin; }
 .lyra2 .help h3 { margin: 0 0 4px; font-size: 12px; break-after: avoid; }

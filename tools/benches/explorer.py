@@ -24,6 +24,7 @@ from lyra_core.world import opened, preview, world_files
 from lyra_core.world.world import CHUNK_FRAMES, World, append, begin, keyframe_ids, plan
 
 from . import Result
+from .explorer_page import bench_page
 
 SIZE, FOCAL = (480, 832), 720.7  # 60 degrees across, as the workflows have it
 CHUNKS, MANY, RUNS = 10, 40, 10
@@ -80,6 +81,7 @@ def bench_explorer() -> Iterator[Result]:
         yield from times(Path(folder))
     with tempfile.TemporaryDirectory() as folder:
         yield from many(Path(folder))
+    yield from bench_page()
 
 
 def bytes_and_truth(folder: Path) -> Iterator[Result]:

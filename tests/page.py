@@ -1,0 +1,196 @@
+"""ComfyUI's page with an Explorer on it, in a real browser, for the tests of js/ and for tools/benches/explorer.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--js-flags=--expose-gc",
+]
+MODULES = "/extensions/{pack}/{name}.mjs"
+PATIENCE = 90  # seconds; a page that is drawn by a busy CPU can lag that far behind
+
+
+def _written(graphs, definitions: dict, columns: list[dict]) -> dict:
+    """A graph of the host, with room for what the Explorer shows; `graphs` is the package tools/graphs."""
+    graph = graphs.describe.Graph(((graphs.describe.Group("", "", tuple(columns)),),))
+    writer = graphs.frontend.Writer(definitions, {}, lambda names: [])
+    sizes = {writer.signature(node): [320, 240] for node in graph.nodes.values()}
+    return graphs.frontend.Writer(definitions, {**sizes, "Lyra2Explorer": [560, 700]}, lambda names: []).workflow(graph)
+
+
+def _photo(graphs, width: int, height: int) -> list[dict]:
+    Node = graphs.describe.Node
+    scale = {"upscale_method": "lanczos", "width": width, "height": height, "crop": "disabled"}
+    return [
+        {"photo": Node("LoadImage", {"image": "photo.png"}), "scaled": Node("ImageScale", scale, {"image": ("photo", 0)})},
+        {
+            "depth": Node("Lyra2Depth", graphs.parts.ROOM, {"image": ("scaled", 0)}),
+            "begin": Node("Lyra2BeginWorld", {}, {"image": ("scaled", 0), "depth": ("depth", 0)}),
+        },
+    ]
+
+
+def workflow(graphs, definitions: dict, folder: str, chunk_frames: int = 16, grows: bool = True) -> dict:
+    """A photo, its depth, the world begun (nodes 1 to 4), an Explorer (5), what grows it (6), and two that must never run."""
+    Node = graphs.describe.Node
+    columns = [*_photo(graphs, 416, 240), {"explorer": Node("Lyra2Explorer", {"folder": folder}, {"world": ("begin", 0)})}]
+    if grows:
+        links = {"world": ("explorer", 0), "cameras": ("explorer", 1), "captions": ("explorer", 2), "save_to": ("explorer", 5)}
+        columns += [
+            {"walk": Node("Lyra2PreviewChunks", {"chunk_frames": chunk_frames}, links)},
+            {
+                "frames": Node("Lyra2WorldFrames", {}, {"world": ("walk", 0)}),
+                "save": Node("Lyra2SaveWorld", {"folder": "worlds/never"}, {"world": ("walk", 0)}),
+            },
+        ]
+    return _written(graphs, definitions, columns)
+
+
+def painted(graphs, definitions: dict, folder: str, steps: int = 2) -> dict:
+    """The same, grown by the transformer; small, for checkpoints of random weights."""
+    Node = graphs.describe.Node
+    models = {name: node for column in graphs.parts.LOAD_MODELS.columns for name, node in column.items()}
+    # UMT5 has only one size, 11 GB; what stands in its place is CLIP L
+    models["text encoder"] = Node("CLIPLoader", {**models["text encoder"].values, "type": "stable_diffusion"})
+    links = {name: ("explorer", slot) for slot, name in enumerate(("world", "cameras", "prompt", "chunks", "seed", "save_to"))}
+    given = {"model": "transformer", "clip": "text encoder", "clip_vision": "image encoder", "vae": "vae", "depth_estimator": "estimator"}
+    sources = {**links, **{name: (node, 0) for name, node in given.items()}}
+    return _written(graphs, definitions, [
+        *_photo(graphs, 96, 64),
+        models,
+        {"explorer": Node("Lyra2Explorer", {"folder": folder}, {"world": ("begin", 0)})},
+        {"walk": Node("Lyra2Explore", {"quality": "full", "quality.steps": steps}, sources)},
+    ])  # fmt: skip
+
+
+class ExplorerPage:
+    """One tab."""
+
+    def __init__(self, browser, server, size=(1500, 900), pack="ComfyUI-LyraWorlds"):
+        self.server, self.pack = server, pack
+        self.tab = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        self.errors: list[str] = []
+        self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.vue = None
+        self.open()
+
+    def open(self) -> None:
+        self.tab.goto(self.server.url("/"))
+        self.ready()
+
+    def ready(self) -> None:
+        self.tab.wait_for_function(
+            "() => window.app?.graph?._nodes?.length && window.app.extensionManager?.workflow?.activeWorkflow?.changeTracker",
+            timeout=1000 * PATIENCE,
+        )
+
+    def use(self, vue: bool) -> None:
+        """Classic canvas or Nodes 2.0. The host keeps the choice per user on the server, so it is set every time."""
+        self.tab.evaluate("v => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', v)", vue)
+        self.vue = vue
+
+    def load(self, graph: dict) -> None:
+        self.tab.evaluate("async graph => { await window.app.loadGraphData(graph); }", graph)
+        self.see()
+
+    def see(self, scale: float = 1.0) -> None:
+        """Puts the Explorer into the middle of the window."""
+        self.tab.evaluate(
+            """scale => { const node = app.graph._nodes.find(n => n.type === 'Lyra2Explorer');
+            app.canvas.ds.scale = scale; app.canvas.ds.offset = [-node.pos[0] + 130 / scale, -node.pos[1] + 110 / scale];
+            app.canvas.setDirty(true, true); }""",
+            scale,
+        )
+        self.tab.wait_for_selector(".lyra2 .view", timeout=1000 * PATIENCE)
+
+    def module(self, name: str) -> str:
+        return MODULES.format(pack=self.pack, name=name)
+
+    def js(self, code: str, *arguments):
+        """The value of an async function's body; `x` is the first Explorer, `page` what all of them share."""
+        script = """async ([url, code, given]) => {
+            const { page, x } = await (async () => {
+                const version = /VERSION = "([^"]*)"/.exec(await (window.lyra2Text ??= fetch(url).then(a => a.text())))[1];
+                const { shared } = await import(url.replace(/lyra2\\.js$/, `explorer.mjs?v=${version}`));
+                return { page: shared, x: [...shared.explorers][0] };
+            })();
+            return await new Function("page", "x", "given", `return (async () => { ${code} })()`)(page, x, given);
+        }"""
+        return self.tab.evaluate(script, [self.module("lyra2").replace(".mjs", ".js"), code, list(arguments)])
+
+    def x(self, expression: str):
+        return self.js(f"return x ? ({expression}) : null")
+
+    def wait(self, expression: str, seconds: float = PATIENCE):
+        """Until the expression about the Explorer `x` is true; returns its value."""
+        end = time.monotonic() + seconds
+        while True:
+            found = self.x(expression)
+            if found:
+                return found
+            if time.monotonic() > end:
+                told = self.x(
+                    "({ grow: x.grow.state, problem: x.grow.problem, progress: x.grow.progress, keys: x.plan.keys.length, text: x.textWidget.value,"
+                    " chain: x.world?.chain, message: x.panels.message.textContent, notice: x.panels.notice.textContent })"
+                )
+                raise AssertionError(f"never came true: {expression}; the page has {json.dumps(told)[:1500]}, errors {self.errors[-3:]}")
+            self.tab.wait_for_timeout(100)
+
+    def standing(self) -> None:
+        """Until the world is open and drawn."""
+        self.wait("x.standing && x.blockKeys.length === x.world?.chain.length && x.stage?.timing.drawn > 0 && x.stage.owner === x")
+
+    def button(self, name: str):
+        return self.tab.locator(f".lyra2 input[type=button][aria-label='{name}']")
+
+    def begin(self) -> None:
+        self.tab.wait_for_selector(".lyra2 .message .button input", timeout=1000 * PATIENCE)
+        self.button("Begin").click()
+        self.standing()
+
+    def focus(self) -> None:
+        """A real click into the view, where nothing lies over it."""
+        box = self.tab.locator(".lyra2 .sink").bounding_box()
+        self.tab.mouse.click(box["x"] + box["width"] / 2, box["y"] + 0.3 * box["height"])
+        self.tab.wait_for_function("() => document.activeElement?.classList.contains('sink')")
+
+    def hold(self, key: str, until: str) -> None:
+        self.tab.keyboard.down(key)
+        self.wait(until)
+        self.tab.keyboard.up(key)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.tab.keyboard.press(key)
+
+    def log_growth(self) -> None:
+        """Keeps every state of Grow in `window.grown`, since a lagging page runs through several between two looks."""
+        self.js("window.grown = []; const { set } = x.grow; x.grow.set = function (state, values) {"
+                " window.grown.push(state + (values?.picture ? ' picture' : '')); return set.call(this, state, values); };")
+
+    def grown(self) -> list[str]:
+        return self.tab.evaluate("window.grown ?? []")
+
+    def shot(self, name: str) -> None:
+        """A picture for people, if LYRA2_SCREENSHOTS names a folder."""
+        if os.environ.get("LYRA2_SCREENSHOTS"):
+            self.tab.screenshot(path=str(Path(os.environ["LYRA2_SCREENSHOTS"]) / f"{name}.png"), timeout=120_000)
+
+
+def launch(driver):
+    return driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)

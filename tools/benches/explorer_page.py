@@ -1,0 +1,139 @@
+"""What the Explorer's page costs: requests and bytes, live numbers, a million points, in a real browser without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import graphs.describe
+import graphs.frontend
+import graphs.parts
+from host import TOOLS, load
+
+from . import Result
+
+MANY = """
+    // 40 chunks of 25,000 points on the walls of a hall, as one chain
+    const chain = Array.from({ length: 40 }, (_, i) => i.toString(16).padStart(8, '0'));
+    let seed = 1; const random = () => (seed = (seed * 16807) % 2147483647) / 2147483647;
+    for (const state of chain) {
+        const count = 25000, positions = new Float32Array(4 * count), colours = new Uint8Array(4 * count);
+        for (let i = 0; i < count; i++) {
+            const wall = i % 4, u = 8 * random() - 4, z = 2 + 10 * random();
+            positions.set(wall < 2 ? [wall ? 4 : -4, u / 2, z, 0.003] : [u, wall === 2 ? 2 : -2, z, 0.003], 4 * i);
+            colours.set([255 * random(), 128, 255 * random(), 0], 4 * i);
+        }
+        page.worlds.keep(`${x.folder} ${state}`, { count, positions, colours, frames: new Int32Array(count), levelEnds: [400, 1600, 6250, count],
+            strides: [16, 8, 4, 2], coarse: 1600, coarseStride: 8, cameras: [x.standing], views: [], size: x.world.size });
+    }
+    const tree = chain.map((state, i) => ({ state, parent: chain[i - 1] ?? null, prompt: '', generator: 'none', seed: i, frames: 80 }));
+    x.world = { ...x.world, chain, state: chain.at(-1), tree }; x.blockKeys = chain; x.settings.budget = 2_000_000; x.showBlocks(); x.planChanged();
+"""
+TIMED = """
+    const { gl } = x.stage, pixel = new Uint8Array(4), times = [];
+    for (let i = 0; i < given[1]; i++) {
+        x.stage.setBudget(given[0]); const begin = performance.now(); x.stage.render({ ...x.picture(), side: null });
+        gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel); times.push(performance.now() - begin);
+    }
+    return { ms: times.sort((a, b) => a - b)[times.length >> 1], drawn: x.stage.timing.drawn };
+"""
+LIVE = """
+    const keys = Array.from({ length: 10 }, (_, i) => ({ R: [0, 0.02 * i, 0, 1], T: [0.05 * i, 0, 0.1 * i], fov: x.standing.fov }));
+    x.settings.chunks = 1; const times = [];
+    const few = x.livePoints(), some = new Float32Array(4 * 50000);
+    for (let i = 0; i < some.length; i++) some[i] = few[i % few.length];
+    x.points = some;
+    for (let i = 0; i < 21; i++) {
+        keys[4].T[0] += 0.001;
+        const begin = performance.now();
+        x.preview({ ...x.plan, keys: [...keys] });
+        times.push(performance.now() - begin);
+    }
+    return { whole: times.sort((a, b) => a - b)[10], numbers: x.live.took, points: x.points.length / 4 };
+"""
+
+
+def page_module():
+    file = TOOLS.parent / "tests" / "page.py"
+    spec = importlib.util.spec_from_file_location("lyra_page", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["lyra_page"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def bench_page() -> Iterator[Result]:
+    tools = page_module()
+    if tools.CHROMIUM is None:
+        yield Result("explorer page", "skipped: no chromium (apt install chromium, or set CHROMIUM)")
+        return
+    from playwright.sync_api import sync_playwright
+
+    launcher = load("lyra_comfy", TOOLS / "comfy.py")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
+        base = Path(folder)
+        (base / "input").mkdir()
+        shutil.copyfile(TOOLS / "demo" / "room.png", base / "input" / "photo.png")
+        with launcher.Server(base, base / "output") as server:
+            browser = tools.launch(driver)
+            page = tools.ExplorerPage(browser, server)
+            yield from measured(page, tools, server)
+            browser.close()
+
+
+def measured(page, tools, server) -> Iterator[Result]:
+    graph = tools.workflow(graphs, server.get("/object_info"), "worlds/bench")
+    page.use(False)
+    page.load(graph)
+    page.begin()
+    requests = []
+    page.tab.on("request", lambda request: requests.append(request))
+    page.tab.reload()
+    page.ready()
+    page.use(False)
+    ours = [r.url for r in requests if "LyraWorlds" in r.url or "/lyra2/" in r.url]
+    yield Result("explorer page: requests at start", str(len(ours)), "<= 1", len(ours) <= 1)
+    requests.clear()
+    page.load(graph)
+    page.standing()
+    asked = [r for r in requests if ("LyraWorlds" in r.url or "/lyra2/" in r.url)]
+    until = next(i for i, r in enumerate(asked) if "/lyra2/points/" in r.url) + 1
+    own = sum("LyraWorlds" in r.url for r in asked[:until])
+    sizes = [r.sizes()["responseBodySize"] for r in asked]
+    yield Result("explorer page: requests until the first points", f"{until}, {own} of them our own files", "<= 6", until <= 6)
+    yield Result("explorer page: bytes until then", f"{sum(sizes) / 1e6:.2f} MB", "<= 1 MB", sum(sizes) <= 1e6)
+    libraries = sum(size for r, size in zip(asked, sizes, strict=True) if "/lyra2/lib/" in r.url)
+    yield Result("explorer page: three.js among them", f"{libraries / 1e6:.2f} MB", "<= 0.5 MB", libraries <= 0.5e6)
+    code = sum(f.stat().st_size for f in (TOOLS.parent / "js").glob("*js"))
+    yield Result("explorer page: our own code", f"{code / 1e3:.0f} kB", "<= 150 kB", code <= 150e3)
+    live = page.js(LIVE)
+    what = f"explorer page: a change of 10 keys, path and numbers of {live['points']:.0f} points"
+    yield Result(what, f"{live['whole']:.0f} ms, coverage and clearance {live['numbers']:.0f} ms", "<= 30 ms", live["whole"] <= 30)
+    yield from many(page)
+
+
+def many(page) -> Iterator[Result]:
+    page.js(MANY)
+    page.wait("x.stage.timing.drawn > 900000", 120)
+    few = page.js(TIMED, 100_000, 5)
+    all_of_them = page.js(TIMED, 2_000_000, 3)
+    page.focus()
+    page.tab.keyboard.down("ArrowRight")
+    page.tab.wait_for_timeout(6000)
+    budget = page.x("x.stage.movingBudget")
+    moving = page.js(TIMED, budget, 5)
+    page.tab.keyboard.up("ArrowRight")
+    page.js("window.stopped = performance.now();")
+    page.wait("x.stage.timing.drawn > 900000 && !x.stage.drawing()", 60)
+    back = page.js("return performance.now() - window.stopped;")
+    ratio = moving["ms"] / few["ms"]
+    yield Result("explorer page: a frame of 100,000 and of 1,000,000 points", f"{few['ms']:.0f} and {all_of_them['ms']:.0f} ms")
+    what = f"explorer page: a frame while moving among a million points ({moving['drawn']} drawn), over that of 100,000"
+    yield Result(what, f"{ratio:.2f} times", "<= 1.5", ratio <= 1.5)
+    yield Result("explorer page: all points are back after stopping", f"{back / 1000:.1f} s", "<= 3 s", back <= 3000)
+    contexts = page.tab.evaluate("() => document.querySelectorAll('canvas.lyra2-stage').length")
+    yield Result("explorer page: WebGL contexts", str(contexts), "1", contexts == 1)
