@@ -54,7 +54,7 @@ const Parts = [planningModule.Planning, standingModule.Standing, watchingModule.
 export class Explorer extends Parts {
     constructor({ app, api, node, root, t, handed }) {
         super();
-        Object.assign(this, { app, api, node, root, t, maths, drawing });
+        Object.assign(this, { app, api, node, root, t, handed, maths, drawing });
         this.control = new AbortController();
         this.plan = maths.emptyPlan();
         this.history = { plans: [this.plan], at: 0 };
@@ -63,7 +63,7 @@ export class Explorer extends Parts {
         this.settings = { ...SETTINGS, ...node.properties?.lyra2 };
         this.flight.speed = this.settings.speed;
         Object.assign(this, {
-            past: [], poses: [], depth: 1, scrub: 0, visible: true, sources: [-1e9, 1e9], space: "world", hits: [], handed, panel: handed?.panel ?? null, narrow: true,
+            past: [], poses: [], depth: 1, scrub: 0, visible: true, sources: [-1e9, 1e9], space: "world", hits: [], panel: null, narrow: true,
             latest: new worldsModule.Latest(page.worlds), retrieval: new worldsModule.Latest(page.worlds), blockKeys: [], chunkFrames: 80, aspect: 16 / 9,
         });
         this.panels = new panelsModule.Panels(this, { dom, icons, commands });
@@ -85,7 +85,8 @@ export class Explorer extends Parts {
 
     async begin() {
         this.readText();
-        if (this.handed) this.restore(this.handed);
+        if (this.handed?.folder === this.folder) this.restore(this.handed);
+        this.handed = null;
         if (this.panel) this.panels.showPanel(this.panel);
         this.refresh();
         await this.loadWorld();
@@ -139,10 +140,12 @@ export class Explorer extends Parts {
 
     /** What the same node, made again by the host's undo, goes on with. */
     handOver() {
-        return { selected: this.selected, history: this.history, full: Boolean(this.overlay), panel: this.panel, pose: this.flight.pose, focused: this.hasFocus(), scrub: this.scrub };
+        const { folder, selected, history, panel, scrub } = this;
+        return { folder, selected, history, panel, scrub, full: Boolean(this.overlay), pose: this.flight.pose, focused: this.hasFocus() };
     }
 
-    restore({ selected, history, pose, full, focused, scrub }) {
+    restore({ selected, history, pose, full, focused, scrub, panel }) {
+        this.panel = panel;
         this.takeHistory(history);
         this.selected = Math.min(selected, this.plan.keys.length - 1);
         this.flight.pose = pose;
@@ -166,7 +169,8 @@ export class Explorer extends Parts {
         this.panels.close();
         this.root.replaceChildren();
         page.explorers.delete(this);
-        for (const name of ["node", "root", "panels", "view", "minimap", "plan", "history", "live", "settled", "poses", "past", "world", "grow", "stage", "handed", "textWidgetOf"]) this[name] = null;
+        Object.assign(this, { node: null, root: null, panels: null, view: null, minimap: null, plan: null, history: null, grow: null, stage: null });
+        Object.assign(this, { live: null, settled: null, poses: null, past: null, world: null, points: null, standing: null, used: null });
         return handed;
     }
 
