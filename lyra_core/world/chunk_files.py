@@ -45,7 +45,7 @@ class DamagedFile(WorldFileError):
 
 def way_out(folder: Path) -> str:
     return (
-        "Whoever has this world open can save it to this folder again, which writes what is damaged; "
+        "Whoever made this world and has it still open can save it to this folder again, which writes what is damaged; "
         f"`python tools/comfy.py check {folder} --repair` keeps all that is whole; else restore it from a backup"
     )
 

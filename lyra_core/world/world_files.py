@@ -456,7 +456,7 @@ def _check_files(folder: Path, chain: list[Entry]) -> None:
     raise WorldFileError(
         f"{len(faults)} of {len(chain)} files of this state can't be read:\n"
         + "\n".join(lines)
-        + "\nWhoever has this world open can save it to this folder again, which writes them; walking the same path again with "
+        + "\nWhoever made this world and has it still open can save it to this folder again, which writes them; walking the same path again with "
         f"`save_to` on it makes them again; `python tools/comfy.py check {folder} --repair` keeps all that is whole; else "
         f"restore them from a backup{fewer}"
     )
