@@ -12,13 +12,14 @@ from .describe import Graph, Node
 
 TITLE = 30  # height of a node's title
 SLOT = 20  # from one input or output to the next
-BETWEEN_COLUMNS = 100
+BETWEEN_COLUMNS = 150
 BETWEEN_NODES = 56
 BETWEEN_GROUPS = 110
 MARGIN = 25  # of a group around its nodes
 GROUP_TITLE = 50
 CLEAR = 12  # between a link and a node that it passes
 LANE = 16  # between two links beside each other
+OFF = 45  # between a node and a turn, because the frontend swings a link out on both sides of it
 
 Size = tuple[int, int]
 
@@ -162,8 +163,8 @@ def _turned(turns: list[Turn], lanes: list[_Lane], lane: _Lane) -> int:
     """Adds the turns of a link; returns the last. Links of one output share theirs as far as they go together."""
     link = lane.link
     others = [each.link for each in lanes if each.link.source != link.source]
-    leave = link.start[0] + 20 + 8 * (len({o.source for o in others if abs(o.start[0] - link.start[0]) < BETWEEN_COLUMNS}) % 7)
-    arrive = link.end[0] - 20 - 8 * (len({o.source for o in others if abs(o.end[0] - link.end[0]) < BETWEEN_COLUMNS}) % 7)
+    leave = link.start[0] + OFF + 8 * (len({o.source for o in others if abs(o.start[0] - link.start[0]) < BETWEEN_COLUMNS}) % 7)
+    arrive = link.end[0] - OFF - 8 * (len({o.source for o in others if abs(o.end[0] - link.end[0]) < BETWEEN_COLUMNS}) % 7)
     together = {number for each in lanes if each.link.source == link.source and each.y == lane.y for number in _way(turns, each)}
     if link.backwards or not together:
         turns.append(Turn((round(leave), round(lane.y)), None))
