@@ -12,6 +12,7 @@ export class Grow {
     /** @param {{api: object, host: object, onChange: () => void, onWorld: (entry: object) => void, signal: AbortSignal, remember: Storage}} options */
     constructor({ api, app, host, onChange, onWorld, folder, signal }) {
         Object.assign(this, { api, app, host, onChange, onWorld, folder });
+        this.over = new Set();          // prompts of ours that ended; a lagging page still hears of them
         this.reset();
         const on = (name, act) => api.addEventListener(name, (event) => act(event.detail ?? {}), { signal });
         on("execution_start", (detail) => this.heard(detail, () => this.started(detail)));
@@ -21,7 +22,7 @@ export class Grow {
         on("execution_success", (detail) => this.heard(detail, () => this.ended(detail, "done")));
         on("execution_error", (detail) => this.heard(detail, () => this.ended(detail, "failed")));
         on("execution_interrupted", (detail) => this.heard(detail, () => this.ended(detail, "idle")));
-        on("status", () => this.state === "waiting" && this.look());
+        on("status", () => this.look());
         on("reconnected", () => this.look());
         signal.addEventListener("abort", () => this.close());
     }
@@ -58,6 +59,7 @@ export class Grow {
     /** What happened to a prompt; until ours is known, which it is not at once, it is kept. */
     heard(detail, act) {
         if (!this.busy || this.prompt || !detail.prompt_id) return act();
+        if (this.over.has(detail.prompt_id)) return;
         this.held.push({ prompt: detail.prompt_id, act });
         if (this.state !== "asking" && !this.looking) this.looking = this.look().finally(() => (this.looking = null));
     }
@@ -163,6 +165,7 @@ export class Grow {
 
     ended(detail, state) {
         if (!this.ours(detail)) return;
+        this.over.add(this.prompt);
         const grown = this.kind === "grow" && this.progress.arrivals.some(({ grown: made }) => made);
         const problem = state === "failed" ? { node: detail.node_type, text: detail.exception_message ?? "" } : null;
         if (this.picture) URL.revokeObjectURL(this.picture);
@@ -175,6 +178,9 @@ export class Grow {
         if (this.prompt && this.busy) {
             const running = this.state === "running";
             await this.host.stopPrompt(this.api, this.prompt, running);
+            // the event may be far behind: a page that lags is told everything in order
+            clearInterval(this.watch);
+            this.watch = setInterval(() => (this.busy ? this.look() : clearInterval(this.watch)), 1000);
             if (!running) this.set("idle", { prompt: null, path: null });
         }
     }
@@ -193,6 +199,7 @@ export class Grow {
 
     close() {
         clearTimeout(this.ending);
+        clearInterval(this.watch);
         if (this.picture) URL.revokeObjectURL(this.picture);
         Object.assign(this, { picture: null, path: null, onChange: () => {}, onWorld: () => {}, folder: () => null, state: "idle" });
     }

@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const VERSION = "dbd0e6999567";        // of all files in js/: a test says what it should be
+const VERSION = "9a884ab06dfe";        // of all files in js/: a test says what it should be
 const NODE = "Lyra2Explorer";
 const HEIGHT = () => 420;
 const SIZE = [560, 640];
