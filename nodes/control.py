@@ -238,7 +238,7 @@ class ExpertSigmas(io.ComfyNode):
             display_name="Lyra 2 Expert Sigmas",
             category=types.CATEGORY,
             description="Splits noise levels between two experts, as those of Wan 2.2.",
-            inputs=[io.Sigmas.Input("sigmas"), _boundary_input()],
+            inputs=[io.Sigmas.Input("sigmas", tooltip="Of all steps."), _boundary_input()],
             outputs=[io.Sigmas.Output(display_name="high_sigmas"), io.Sigmas.Output(display_name="low_sigmas")],
         )
 
@@ -335,9 +335,17 @@ class SampleVace(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", raw_link=True, tooltip="Wan VACE; of Wan 2.2 the high noise expert."),
                 io.Conditioning.Input("positive", raw_link=True, tooltip="From Lyra 2 VACE Conditioning."),
-                io.Conditioning.Input("negative", raw_link=True),
-                io.Latent.Input("latent", raw_link=True),
-                io.Int.Input("trim_latent", raw_link=True, force_input=True, default=0, min=0, max=1000),
+                io.Conditioning.Input("negative", raw_link=True, tooltip="From there, too; without effect at CFG 1."),
+                io.Latent.Input("latent", raw_link=True, tooltip="From there, too."),
+                io.Int.Input(
+                    "trim_latent",
+                    raw_link=True,
+                    force_input=True,
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="From there, too: the references, which are cut off the front again.",
+                ),
                 io.DynamicCombo.Input("quality", options=vace_quality_options(), tooltip="How it is sampled."),
                 io.Int.Input("trusted_steps", default=0, min=0, max=1000, tooltip="See Lyra 2 Trust Known; 0: not at all."),
                 seed_input(),

@@ -66,6 +66,13 @@ NODES = {
     "Lyra2ExploreChunk",
     "Lyra2ExportWorld",
     "Lyra2Explorer",
+    "Lyra2AppendFrames",
+    "Lyra2ControlViews",
+    "Lyra2ExpertSigmas",
+    "Lyra2LeftoverNoise",
+    "Lyra2SampleVace",
+    "Lyra2TrustKnown",
+    "Lyra2VaceConditioning",
 }
 CASES = Path(__file__).parent / "cases"
 SMALL = ["ImageScale.width=96", "ImageScale.height=64"]

@@ -52,8 +52,9 @@ def test_files_folders_and_links_are_listed_and_litter_is_not(nodes, inputs, tmp
     (inputs / "captions.JSON").write_text('{"0": "a"}')
     assert options(nodes, "file") == [
         "captions.JSON", "frame_2.NPZ", "frame_10.npz", "linked/walk.npz", "CAPITALS", "scan",
+        "shipped: walk.json",
     ]  # fmt: skip
-    assert options(nodes, "captions") == ["none", "captions.JSON"]
+    assert options(nodes, "captions") == ["none", "captions.JSON", "shipped: captions.json"]
     for name in ("linked/walk.npz", "frame_2.NPZ", "CAPITALS", "scan"):
         assert len(load(nodes, name).args[0]) == 3
 
