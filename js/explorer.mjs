@@ -138,6 +138,14 @@ export class Explorer extends Parts {
         this.redraw();
     }
 
+    /** Into another element of the page. */
+    moveTo(root) {
+        if (this.closed || root === this.root) return;
+        this.root = root;
+        if (!this.overlay) root.replaceChildren(this.panels.body);
+        this.redraw();
+    }
+
     /** What the same node, made again by the host's undo, goes on with. */
     handOver() {
         const { folder, selected, history, panel, scrub } = this;
@@ -339,12 +347,16 @@ export class Explorer extends Parts {
         this.refresh();
     }
 
+    /** Whether a state of the folder was grown from the one where this stands. */
+    comesFromHere(state) {
+        const parents = new Map(this.world.tree.map((entry) => [entry.state, entry.parent]));
+        while (state && state !== this.world.state) state = parents.get(state);
+        return Boolean(state);
+    }
+
     noticeGrown() {
-        const { latest, state, tree } = this.world;
-        const parents = new Map(tree.map((entry) => [entry.state, entry.parent]));
-        let from = latest;
-        while (from && from !== state) from = parents.get(from);
-        if (latest === state || !from || this.grow.busy) return;
+        const { latest, state } = this.world;
+        if (latest === state || this.grow.busy || !this.comesFromHere(latest)) return;
         this.panels.setNotice(this.t("grewElsewhere"), { actions: [this.panels.action("standLatest", () => this.standAt(latest))] });
     }
 
@@ -451,10 +463,13 @@ export class Explorer extends Parts {
     async worldGrew(entry, ours) {
         if (!this.world) return this.loadWorld(this.plan.from);
         if (entry.state === this.world.state) return;
-        if (ours && this.grow.kind === "grow" && entry.parent === this.world.state) return this.goOnFrom(entry);
+        const mine = ours && this.grow.kind === "grow";
+        if (mine && entry.parent === this.world.state) return this.goOnFrom(entry);
         const newest = await page.worlds.world(this.folder).catch(() => null);
         if (this.closed || !newest || !this.world) return;
         this.world = { ...this.world, tree: newest.tree, latest: newest.latest };
+        // a chunk between may have been said to nobody
+        if (mine && this.comesFromHere(entry.state)) return this.goOnFrom(entry);
         if (!ours) this.noticeGrown();
         this.refresh();
     }

@@ -95,7 +95,7 @@ export class Grow {
         const history = await (await this.api.fetchApi(`/history/${this.prompt}`)).json();
         const status = history[this.prompt]?.status;
         if (!this.busy) return;
-        for (const output of Object.values(history[this.prompt]?.outputs ?? {})) this.announce(output);
+        for (const output of Object.values(history[this.prompt]?.outputs ?? {})) this.announce(output, true);
         const messages = Object.fromEntries(status?.messages ?? []);
         if (messages.execution_error) return this.ended({ prompt_id: this.prompt, ...messages.execution_error }, "failed");
         this.ended({ prompt_id: this.prompt }, status?.status_str === "success" ? "done" : "idle");

@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const VERSION = "9a884ab06dfe";        // of all files in js/: a test says what it should be
+const VERSION = "81976e0b9714";        // of all files in js/: a test says what it should be
 const NODE = "Lyra2Explorer";
 const HEIGHT = () => 420;
 const SIZE = [560, 640];
@@ -13,7 +13,8 @@ const opened = new Map();
 /** Of nodes that were just removed, by execution id: the host's undo makes the same node again at once. */
 const handed = new Map();
 
-const load = () => import(`./explorer.mjs?v=${VERSION}`);
+let explorers = null;       // the module, once it is loaded
+const load = async () => (explorers = await import(`./explorer.mjs?v=${VERSION}`));
 
 function widgetOf(node, name) {
     return node.widgets?.find((widget) => widget.name === name);
@@ -68,28 +69,36 @@ function sweep() {
 /** Waits until the view is seen. */
 function start(node) {
     if (opened.has(node)) return;
-    const root = widgetOf(node, "explorer").element, entry = { explorer: null, id: null };
+    const root = widgetOf(node, "explorer").element, entry = { explorer: null, id: null, root: null };
     opened.set(node, entry);
     const seen = new IntersectionObserver((entries) => {
-        if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
-        seen.disconnect();
-        show(node, root, entry);
+        const found = entries.find(({ isIntersecting }) => isIntersecting)?.target;
+        if (!found || entry.root === found) return;
+        const first = !entry.root;
+        entry.root = found;
+        if (found === root) seen.disconnect();
+        if (first) show(node, entry);
+        else entry.explorer?.moveTo(found);
     });
     entry.stop = () => seen.disconnect();
     seen.observe(root);
+    // Nodes 2.0 goes on showing the element of a node that was made again with the same id
+    const former = explorers && handed.get(explorers.executionId(app, node))?.root;
+    if (former) seen.observe(former);
 }
 
-async function show(node, root, entry) {
+async function show(node, entry) {
     try {
         const { open, executionId } = await load();
         if (opened.get(node) !== entry) return;
         entry.id = executionId(app, node);
-        entry.explorer = await open({ app, api, node, root, handed: handed.get(entry.id) });
+        entry.explorer = await open({ app, api, node, root: entry.root, handed: handed.get(entry.id)?.state });
         handed.delete(entry.id);
         if (opened.get(node) !== entry) entry.explorer.close();
+        else entry.explorer.moveTo(entry.root);
     } catch (error) {
         console.error(error);
-        root.textContent = `Lyra 2: ${error.message}`;
+        entry.root.textContent = `Lyra 2: ${error.message}`;
         const widget = widgetOf(node, "path");
         if (widget?.element) widget.element.style.display = "";
         if (widget) widget.hidden = widget.options.hidden = false;
@@ -102,7 +111,7 @@ function stop(node) {
     opened.delete(node);
     entry.stop();
     if (!entry.explorer) return;
-    handed.set(entry.id, entry.explorer.close());
+    handed.set(entry.id, { state: entry.explorer.close(), root: entry.root });
     entry.explorer = null;
     // made again within a moment, or gone for good
     setTimeout(() => handed.delete(entry.id), 1500);
