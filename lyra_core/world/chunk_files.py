@@ -111,7 +111,9 @@ class ChunkFile:
                 raise DamagedFile(self.path, f"is damaged: its {which} is not what was saved, bits have changed")
         if not content:
             return torch.empty(shape, dtype=place.dtype)
-        return torch.frombuffer(content, dtype=torch.uint8).view(place.dtype).view(shape)
+        # torch's own memory is aligned, a bytearray's is not; matrix products round by alignment, and a walk that goes on
+        # from a folder shall end in the same bits as one that never stopped
+        return torch.frombuffer(content, dtype=torch.uint8).view(place.dtype).view(shape).clone()
 
     def _sums_of(self, name: str) -> list[str]:
         if not self.record:
