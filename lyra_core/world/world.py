@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -361,6 +361,9 @@ def append(
         raise ValueError(
             f"which pixels are invented: expected bool {expected[:3]}, found {invented.dtype} {tuple(invented.shape)}"
         )
+    # in memory as a folder gives them back: matrix products round by layout, and a walk that goes on from a folder shall
+    # end in the same bits as one that never stopped
+    target = replace(plan.target, w2c=plan.target.w2c.cpu().contiguous(), K=plan.target.K.cpu().contiguous())
     keyframes = []
     for frame in keyframe_ids(plan):
         depth = depths.get(frame)
@@ -370,8 +373,9 @@ def append(
                 f"{'none' if depth is None else tuple(depth.shape)}"
             )
         latent = (keyframe_latents or {}).get(frame)
-        keyframes.append(Keyframe(frame, depth.cpu(), plan.target[frame - plan.first_frame].to("cpu"), latent=latent))
-    chunk = Chunk(frames, as_bits(invented), plan.target.to("cpu"), prompt, dict(settings or {}), newest, latents)
+        keyframes.append(Keyframe(frame, depth.cpu().contiguous(), target[frame - plan.first_frame], latent=latent))
+    newest = None if newest is None else newest.contiguous()
+    chunk = Chunk(frames, as_bits(invented), target, prompt, dict(settings or {}), newest, latents)
     return World(world.first, (*world.chunks, chunk), world.memory.remember(*keyframes))
 
 
