@@ -411,13 +411,16 @@ export class Stage {
         }
         const mesh = new SplatMesh({ packedSplats: splats });
         this.root.add(mesh);
-        const renderer = new SparkRenderer({ renderer: this.renderer, onDirty: () => this.invalidate() });
-        this.scene.add(renderer);
-        this.splats = { mesh, renderer, count: splats.numSplats };
+        if (!this.sparkRenderer) {
+            // one for good: what it does for a frame may go on after that frame
+            this.sparkRenderer = new SparkRenderer({ renderer: this.renderer, onDirty: () => this.invalidate() });
+            this.scene.add(this.sparkRenderer);
+        }
+        this.splats = { mesh, count: splats.numSplats };
     }
 
     swapSplats(on) {
-        this.splats.mesh.visible = this.splats.renderer.visible = on;
+        this.splats.mesh.visible = this.sparkRenderer.visible = on;
         for (const { points, shown } of this.blocks.values()) points.visible = shown && !on;
     }
 
@@ -425,10 +428,9 @@ export class Stage {
         this.splatKeys = null;
         if (!this.splats) return;
         this.swapSplats(false);
-        this.root.remove(this.splats.mesh);
-        this.scene.remove(this.splats.renderer);
-        this.splats.mesh.dispose?.();
-        this.splats.renderer.dispose?.();
+        const { mesh } = this.splats;
+        this.root.remove(mesh);
+        setTimeout(() => mesh.dispose?.(), 2000);      // an update of it may still be under way
         this.splats = null;
     }
 }

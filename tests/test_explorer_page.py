@@ -360,6 +360,95 @@ def test_stop_ends_a_run_within_a_step_and_an_error_is_said_with_its_node(page, 
     assert page.x("x.panels.growButton.textContent") == "Retry"
 
 
+# ------------------------------------------------------------------------------------------------------- interactions
+
+
+def test_everything_that_lays_a_path_does_with_keys_buttons_and_numbers(page, graph, saved):
+    saved("tools", chunks=1)
+    page.use(False)
+    page.load(graph("worlds/tools"))
+    page.standing()
+    page.js("await x.standAtLatest();")
+    page.wait("x.world.chain.length === 2 && x.blockKeys.length === 2")
+    page.press("Escape")
+    page.focus()
+    # a start, then numbers: typed, stepped, undone
+    page.press("2")
+    page.button("move in").click()
+    page.wait("x.plan.keys.length === 2")
+    page.press("1", ".")
+    page.wait("x.selected === 0 && x.panel === 'key'")
+    field = page.tab.locator(".lyra2 .panel input[aria-label^='To the right, scene units']")
+    field.fill("0.25")
+    field.press("Enter")
+    page.wait("Math.abs(x.plan.keys[0].T[0] - 0.25) < 1e-9 && !x.committing")
+    assert page.x("JSON.parse(x.textWidget.value).path[1].T[0]") == 0.25
+    assert page.tab.evaluate("() => document.activeElement.classList.contains('sink')"), "the keys go on working"
+    page.press("Control+z")
+    page.wait("Math.abs(x.plan.keys[0].T[0] - 0.25) > 0.01")
+    page.press("Control+Shift+z")
+    page.wait("Math.abs(x.plan.keys[0].T[0] - 0.25) < 1e-9")
+    # duplicate, delete, set to view, handles
+    page.press("c")
+    page.wait("x.plan.keys.length === 3 && x.selected === 1")
+    page.press("u")
+    page.wait("x.plan.keys[1].T.join() === x.flight.pose.T.join()")
+    page.press("g")
+    page.wait("x.gizmoShown && x.stage.gizmo?.getHelper().visible")
+    page.press("Delete")
+    page.wait("x.plan.keys.length === 2")
+    page.press("Escape", "Escape", "Escape")
+    # the whole path
+    page.press("2")
+    page.button("And back").click()
+    page.wait("x.plan.keys.length === 4")
+    assert page.x("x.plan.keys.at(-1).T.join() === x.standing.T.join()")
+    page.tab.locator(".lyra2 .panel .segment label", has_text="straight").locator("input").check()
+    page.wait("x.plan.curve === 'straight' && JSON.parse(x.textWidget.value).spline_order === 1")
+    page.button("Clear").click()
+    page.wait("x.plan.keys.length === 0 && JSON.parse(x.textWidget.value).path.length === 0")
+    page.press("2")
+    # recorded while flying
+    page.focus()
+    page.press("b")
+    page.hold("d", "x.recording.length > 3 && x.maths.distance(x.recording.at(-1).T, x.standing.T) > 0.1")
+    page.press("b")
+    page.wait("!x.recording && x.plan.keys.length >= 1 && x.plan.keys.length <= 30")
+    # scrubbing and playing leave one's own view alone
+    page.js("window.before = JSON.stringify(x.flight.pose);")
+    page.press("[", "[")
+    page.wait("x.scrub < x.poses.length - 1")
+    page.press("Space")
+    page.wait("x.playing === 'side' || x.scrub > 0")
+    page.wait("!x.playing")
+    assert page.x("JSON.stringify(x.flight.pose) === window.before")
+    # a made frame, its picture over the points until one moves
+    page.press("3")
+    page.js("x.snapTo(4);")
+    page.tab.wait_for_function("() => document.querySelector('.lyra2 .photo')?.naturalWidth > 0")
+    assert page.x("x.flight.pose.T.join() === x.past[4].T.join()")
+    page.focus()
+    page.hold("ArrowLeft", "!x.photoShown")
+    # orbit, map, full screen
+    page.press("3", "o")
+    page.wait("x.flight.pivot")
+    page.press("o")
+    box = page.tab.locator(".lyra2 .box.map canvas").bounding_box()
+    page.js("window.before = x.flight.pose.T.join();")
+    page.tab.mouse.click(box["x"] + 0.4 * box["width"], box["y"] + 0.5 * box["height"])
+    page.wait("x.flight.pose.T.join() !== window.before && x.flight.pose.T[1] === Number(window.before.split(',')[1])")
+    page.press("f")
+    page.wait("x.overlay && x.view.clientWidth > 1200 && x.stage.owner === x")
+    page.press("Escape", "Escape", "Escape", "Escape")
+    page.wait("!x.overlay && x.root.contains(x.view)")
+    # splats in place of points, few of them without a GPU
+    page.press("j")
+    page.wait("x.stage.splats?.count > 1000 && x.stage.splats.count <= 20200 && x.stage.splats.mesh.visible")
+    page.press("j")
+    page.wait("!x.stage.splats && x.shownBlocks().length === 2")
+    assert page.errors == []
+
+
 # --------------------------------------------------------------------------------------------------- life in the host
 
 
@@ -585,9 +674,11 @@ def test_one_context_for_twenty_nodes_and_the_same_picture_after_it_was_lost(pag
 GARBAGE = """
     window.alive ??= []; const [kind, times] = given; const nodes = []; const count = () => document.getElementsByTagName('*').length;
     const settle = () => new Promise(done => setTimeout(done, 60));
+    // in a function of its own: a suspended one keeps what was in its registers
+    const note = () => page.explorers.forEach(made => window.alive.some(ref => ref.deref() === made) || window.alive.push(new WeakRef(made)));
     for (let i = 0; i < times; i++) {
         const node = LiteGraph.createNode(kind); node.pos = [900, 700]; app.graph.add(node); await settle();
-        for (const made of page.explorers) if (!window.alive.some(ref => ref.deref() === made)) window.alive.push(new WeakRef(made));
+        note();
         app.graph.remove(node);
     }
     const left = () => window.alive.map(ref => ref.deref()).filter(made => made && !page.explorers.has(made)).length;
