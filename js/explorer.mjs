@@ -282,7 +282,7 @@ export class Explorer extends Parts {
             pose: this.flight.pose, fov: this.shownFov(), aspect: this.aspect, depth: this.depth, past: this.past, poses: this.poses, marks: this.live?.marks ?? [],
             keys: this.plan.keys, standing: this.standing, selected: this.selected, hovered: this.hovered, frozen: this.grow.busy ? this.grow.path : null,
             scrub: this.poses.length > 1 && (this.playing || this.scrub > 0) ? this.sidePose() : null, pivot: this.flight.pivot, guide: this.standing ? this.aspect : null,
-            chunkFrames: this.chunkFrames, cameras: this.settings.cameras,
+            chunkFrames: this.chunkFrames, cameras: this.settings.cameras, side: this.previewRect(),
         };
         this.hits = drawing.drawOverlay(panels.drawn, maths, shown).keys;
         panels.drawStrip();

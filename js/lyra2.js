@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const VERSION = "8e92d65d1e8d";        // of all files in js/: a test says what it should be
+const VERSION = "a3eb37159e3d";        // of all files in js/: a test says what it should be
 const NODE = "Lyra2Explorer";
 const HEIGHT = () => 420;
 const SIZE = [560, 640];

@@ -120,6 +120,7 @@ export function drawOverlay(canvas, maths, shown) {
         pen.dot(shown.scrub.T, 3.5, INK.standing);
     }
     if (shown.pivot) pen.dot(shown.pivot, 4, "transparent", INK.selected);
+    if (shown.side) context.clearRect(...shown.side);       // the side preview is below
     return { keys: hits };
 }
 

@@ -7,7 +7,8 @@
 
 const BACKGROUND = 0x15171b;
 const SOFTWARE = /swiftshader|llvmpipe|software/i;
-const WANTED_FRAME = 55;        // milliseconds while moving
+const WANTED_FRAME = 70;        // milliseconds while moving
+const FEWEST = 60_000;          // points while moving, however slow that is: fewer are no picture
 const SETTLE = 160;             // milliseconds without motion until everything is drawn again
 const APPEAR = 700;             // milliseconds in which new points grow to their size
 
@@ -241,7 +242,7 @@ export class Stage {
         this.timing[moving ? "moving" : "still"] = took;
         if (moving) {
             const fitting = points * Math.min(2, Math.max(0.25, WANTED_FRAME / Math.max(took, 1)));
-            this.movingBudget = Math.round(Math.min(2_000_000, Math.max(20_000, fitting, took < WANTED_FRAME ? this.movingBudget : 0)));
+            this.movingBudget = Math.round(Math.min(2_000_000, Math.max(FEWEST, fitting, took < WANTED_FRAME ? this.movingBudget : 0)));
         }
         return false;
     }
