@@ -674,13 +674,14 @@ def test_one_context_for_twenty_nodes_and_the_same_picture_after_it_was_lost(pag
 GARBAGE = """
     window.alive ??= []; const [kind, times] = given; const nodes = []; const count = () => document.getElementsByTagName('*').length;
     const settle = () => new Promise(done => setTimeout(done, 60));
-    // in a function of its own: a suspended one keeps what was in its registers
+    // in functions of their own: a suspended one keeps what was in its registers, the last node too
     const note = () => page.explorers.forEach(made => window.alive.some(ref => ref.deref() === made) || window.alive.push(new WeakRef(made)));
-    for (let i = 0; i < times; i++) {
+    const cycle = async () => {
         const node = LiteGraph.createNode(kind); node.pos = [900, 700]; app.graph.add(node); await settle();
         note();
         app.graph.remove(node);
-    }
+    };
+    for (let i = 0; i < times; i++) await cycle();
     const left = () => window.alive.map(ref => ref.deref()).filter(made => made && !page.explorers.has(made)).length;
     for (let i = 0; i < 100 && (i < 6 || left()); i++) { gc(); await settle(); }
     return left();"""
