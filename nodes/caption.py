@@ -7,9 +7,10 @@ from comfy_api.latest import io
 from ..lyra_core.world import world as worlds
 from ..lyra_core.world.caption import caption_pictures, caption_prompt
 from . import types
+from .node import Node
 
 
-class CaptionPrompt(io.ComfyNode):
+class CaptionPrompt(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

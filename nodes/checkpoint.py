@@ -9,9 +9,10 @@ from comfy_api.latest import io, ui
 
 from ..lyra_core.models import checkpoints
 from . import types
+from .node import Node
 
 
-class ConvertCheckpoint(io.ComfyNode):
+class ConvertCheckpoint(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

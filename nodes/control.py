@@ -16,6 +16,7 @@ from ..lyra_core.world import control, world_files
 from ..lyra_core.world import world as worlds
 from . import types
 from .inputs import alignment_input, save_input, seed_input
+from .node import Node
 from .world import state_message
 
 NO_LORA = "none"
@@ -46,7 +47,7 @@ def mask_inputs() -> list:
     ]
 
 
-class ControlViews(io.ComfyNode):
+class ControlViews(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -105,7 +106,7 @@ def anchor_input():
     )
 
 
-class AppendFrames(io.ComfyNode):
+class AppendFrames(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -150,7 +151,7 @@ class AppendFrames(io.ComfyNode):
 # ----------------------------------------------------------------------------------------------------------- Wan VACE
 
 
-class VaceConditioning(io.ComfyNode):
+class VaceConditioning(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -208,7 +209,7 @@ class VaceConditioning(io.ComfyNode):
         return io.NodeOutput(*both, latent, told.references)
 
 
-class TrustKnown(io.ComfyNode):
+class TrustKnown(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -230,7 +231,7 @@ class TrustKnown(io.ComfyNode):
         return io.NodeOutput(vace.trusting(model, sigmas, steps))
 
 
-class ExpertSigmas(io.ComfyNode):
+class ExpertSigmas(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -259,7 +260,7 @@ def _boundary_input():
     )
 
 
-class LeftoverNoise(io.ComfyNode):
+class LeftoverNoise(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -322,7 +323,7 @@ def vace_inputs() -> list:
     ]
 
 
-class SampleVace(io.ComfyNode):
+class SampleVace(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -11,6 +11,7 @@ from ..lyra_core import files
 from ..lyra_core.memory import depth as depths
 from ..lyra_core.memory import depth_files, layout
 from . import types
+from .node import Node
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def _fraction(name: str, default: float, tooltip: str, low: float = 0.0, high: f
     )
 
 
-class Depth(io.ComfyNode):
+class Depth(Node):
     @classmethod
     def define_schema(cls):
         layouts = [
@@ -229,7 +230,7 @@ def _depth_of(source: dict, index: int, photo: torch.Tensor, K: torch.Tensor | N
     return depths.room_box(size, K, (source["vanishing_x"], source["vanishing_y"]), wall, source["distance"])
 
 
-class LoadDepth(io.ComfyNode):
+class LoadDepth(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

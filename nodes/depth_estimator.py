@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..lyra_core.models import depth_estimators as estimators
 from . import types
+from .node import Node
 
 Da3Model = io.Custom("DA3_MODEL")  # of the host's LoadDA3Model
 MogeModel = io.Custom("MOGE_MODEL")  # of the host's LoadMoGeModel
@@ -22,7 +23,7 @@ def _schema(name: str, display: str, description: str, inputs: list) -> io.Schem
     )
 
 
-class Da3Estimator(io.ComfyNode):
+class Da3Estimator(Node):
     @classmethod
     def define_schema(cls):
         return _schema(
@@ -62,7 +63,7 @@ class Da3Estimator(io.ComfyNode):
         return io.NodeOutput(estimators.Da3Estimator(da3_model, resolution, use_cameras, sky))
 
 
-class MogeEstimator(io.ComfyNode):
+class MogeEstimator(Node):
     @classmethod
     def define_schema(cls):
         return _schema(
@@ -83,7 +84,7 @@ class MogeEstimator(io.ComfyNode):
         return io.NodeOutput(estimators.MogeEstimator(moge_model, detail))
 
 
-class MemoryEstimator(io.ComfyNode):
+class MemoryEstimator(Node):
     @classmethod
     def define_schema(cls):
         return _schema(

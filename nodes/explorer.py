@@ -12,10 +12,11 @@ from ..lyra_core.cameras.camera import Cameras
 from ..lyra_core.world import world as worlds
 from ..lyra_core.world import world_files
 from . import types
+from .node import Node
 from .world import state_message
 
 
-class Explorer(io.ComfyNode):
+class Explorer(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

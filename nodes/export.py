@@ -23,6 +23,7 @@ from ..lyra_core.splats.gaussians import Gaussians
 from ..lyra_core.world.world import World, to_uint8
 from . import mesh as meshes
 from . import types
+from .node import Node
 from .splat import sound_splat
 from .video import encode
 
@@ -62,7 +63,7 @@ class Step:
     write: Callable[[Path, Callable], str]  # (file, on_picture) -> what is in it
 
 
-class ExportWorld(io.ComfyNode):
+class ExportWorld(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -25,6 +25,7 @@ from . import types
 from .control import GENERATORS as VIDEO_MODELS
 from .control import vace_inputs, vace_quality_options
 from .inputs import alignment_input, save_input, seed_input
+from .node import Node
 from .sampling import full_schedule_inputs
 from .world import NOTHING_PLANNED, state_message, where_it_begins
 
@@ -43,7 +44,7 @@ class Packed:
 # --------------------------------------------------------------------------------------------------- one chunk, by hand
 
 
-class FramePack(io.ComfyNode):
+class FramePack(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -84,7 +85,7 @@ def _slot_report(plan, history: History) -> str:
     )
 
 
-class ChunkConditioning(io.ComfyNode):
+class ChunkConditioning(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -132,7 +133,7 @@ def _quality_input():
     )
 
 
-class SampleChunk(io.ComfyNode):
+class SampleChunk(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -186,7 +187,7 @@ def _report_output():
     )
 
 
-class AppendChunk(io.ComfyNode):
+class AppendChunk(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -257,7 +258,7 @@ def _check_needed(generator: str, inputs: dict) -> None:
         raise ValueError(f"{generator} needs {', '.join(NEEDED[generator])}; connect {', '.join(missing)}")
 
 
-class Explore(io.ComfyNode):
+class Explore(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -360,7 +361,7 @@ class Explore(io.ComfyNode):
         return io.NodeOutput(world, report, expand=graph.finalize())
 
 
-class ExploreChunk(io.ComfyNode):
+class ExploreChunk(Node):
     """One chunk of Explore. It sees the world, so it can look whether the chunk was made before."""
 
     @classmethod

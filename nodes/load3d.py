@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..lyra_core.cameras import load3d
 from . import types
+from .node import Node
 
 
 def _field_of_view_input():
@@ -19,7 +20,7 @@ def _field_of_view_input():
     )
 
 
-class CamerasFromLoad3D(io.ComfyNode):
+class CamerasFromLoad3D(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -44,7 +45,7 @@ class CamerasFromLoad3D(io.ComfyNode):
         return io.NodeOutput(load3d.from_load3d(camera_info, (height[0], width[0]), field_of_view[0]))
 
 
-class CamerasToLoad3D(io.ComfyNode):
+class CamerasToLoad3D(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

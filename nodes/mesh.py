@@ -13,6 +13,7 @@ from ..lyra_core.exports import surface, tsdf
 from ..lyra_core.memory import depth as depths
 from ..lyra_core.world.world import World
 from . import types
+from .node import Node
 from .splat import world_views
 
 
@@ -60,7 +61,7 @@ def _displayed(light: torch.Tensor) -> torch.Tensor:
     return torch.where(light <= 0.0031308, 12.92 * light, 1.055 * light.clamp_min(1e-9) ** (1 / 2.4) - 0.055)
 
 
-class WorldMesh(io.ComfyNode):
+class WorldMesh(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -12,12 +12,13 @@ from ..lyra_core.splats import rasterize
 from ..lyra_core.splats.gaussians import Gaussians
 from ..lyra_core.splats.optimize import optimize
 from . import types
+from .node import Node
 from .splat import sound_splat, to_splat
 
 BYTES_PER_GAUSSIAN = 1024  # parameters, their gradients and Adam's two moments, and what drawing keeps; not measured
 
 
-class OptimizeSplat(io.ComfyNode):
+class OptimizeSplat(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

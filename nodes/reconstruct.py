@@ -20,6 +20,7 @@ from ..lyra_core.splats import gaussians as splats
 from ..lyra_core.world.world import World, to_float
 from . import types
 from .depth_estimator import Da3Model
+from .node import Node
 from .splat import to_splat
 
 FOLDER = "geometry_estimation"
@@ -27,7 +28,7 @@ NONE = "none"
 DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class LoadReconstructor(io.ComfyNode):
+class LoadReconstructor(Node):
     @classmethod
     def define_schema(cls):
         files = folder_paths.get_filename_list(FOLDER)
@@ -67,7 +68,7 @@ class LoadReconstructor(io.ComfyNode):
         return io.NodeOutput(da3_files.load(source, tuned_from, DTYPES[weight_dtype], types.progress()))
 
 
-class Reconstruct(io.ComfyNode):
+class Reconstruct(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

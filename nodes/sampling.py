@@ -9,6 +9,7 @@ from ..lyra_core.conditioning import schedules
 from ..lyra_core.models.sampling import UniPC
 from . import types
 from .inputs import seed_input
+from .node import Node
 
 
 def full_schedule_inputs() -> list:
@@ -32,7 +33,7 @@ def full_schedule_inputs() -> list:
     ]
 
 
-class Sigmas(io.ComfyNode):
+class Sigmas(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -58,7 +59,7 @@ class Sigmas(io.ComfyNode):
         return io.NodeOutput(schedules.full(schedule["steps"], schedule["shift"]))
 
 
-class UniPCSampler(io.ComfyNode):
+class UniPCSampler(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -86,7 +87,7 @@ class ChunkNoise:
         return schedules.initial_noise(tuple(latent["samples"].shape), self.seed)
 
 
-class Noise(io.ComfyNode):
+class Noise(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -14,6 +14,7 @@ from ..lyra_core.splats import gaussians as splats
 from ..lyra_core.splats import rasterize
 from ..lyra_core.world.world import World, to_float
 from . import types
+from .node import Node
 
 OPAQUE = 0.5  # from here on a pixel shows a surface that has a depth
 
@@ -64,7 +65,7 @@ def shade_of(color: str) -> tuple[float, float, float]:
     return tuple(part / 255 for part in rgb)
 
 
-class WorldGaussians(io.ComfyNode):
+class WorldGaussians(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -103,7 +104,7 @@ def world_views(world: World, invented: bool) -> Iterator[tuple]:
         on_step(done + 1, 0, world.frame(keyframe.frame))
 
 
-class RenderSplat(io.ComfyNode):
+class RenderSplat(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -153,7 +154,7 @@ class RenderSplat(io.ComfyNode):
         return io.NodeOutput(images.clamp(0, 1), alpha, grey, maps, ui=report)
 
 
-class PruneSplat(io.ComfyNode):
+class PruneSplat(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -15,6 +15,7 @@ from ..lyra_core.cameras.camera import unproject
 from ..lyra_core.cameras.captions import load_captions
 from ..lyra_core.world.world import CHUNK_FRAMES, to_float
 from . import types
+from .node import Node
 
 # what "strength" means, where it is not a multiple of the scene's depth
 RADIANS, DEGREES = ("orbit_horizontal", "orbit_vertical"), ("rotate_spot", "rotate_spot_noise")
@@ -89,7 +90,7 @@ def _preset_option(name: str) -> io.DynamicCombo.Option:
     return io.DynamicCombo.Option(name, inputs)
 
 
-class PresetTrajectory(io.ComfyNode):
+class PresetTrajectory(Node):
     @classmethod
     def define_schema(cls):
         notes = "; ".join(f"{name}: {note}" for name, note in presets.PRESET_NOTES.items())
@@ -129,7 +130,7 @@ class PresetTrajectory(io.ComfyNode):
         )
 
 
-class ZoomTrajectory(io.ComfyNode):
+class ZoomTrajectory(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -196,7 +197,7 @@ class ZoomTrajectory(io.ComfyNode):
         )
 
 
-class LoadTrajectory(io.ComfyNode):
+class LoadTrajectory(Node):
     @classmethod
     def define_schema(cls):
         colmap = types.input_folders("cameras.txt", "images.txt")
@@ -300,7 +301,7 @@ def _file(name: str) -> Path:
     return SHIPPED.get(name) or types.input_path(name)
 
 
-class SaveTrajectory(io.ComfyNode):
+class SaveTrajectory(Node):
     FORMATS = {"npz": ".npz", "camera path json": ".json", "nerfstudio transforms.json": ".json", "colmap text": ""}
 
     @classmethod
@@ -350,7 +351,7 @@ def write_cameras(file: Path, cameras, format: str) -> None:
     write(file, cameras)
 
 
-class EditTrajectory(io.ComfyNode):
+class EditTrajectory(Node):
     @classmethod
     def define_schema(cls):
         chunk = io.Int.Input(
@@ -479,7 +480,7 @@ def _known_points(world, stride: int = 4):
     return torch.cat(points), paths.center_depth(world.memory.keyframes[0].depth)
 
 
-class DrawTrajectory(io.ComfyNode):
+class DrawTrajectory(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

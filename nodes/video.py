@@ -18,6 +18,7 @@ from comfy_api.latest import Input, InputImpl, Types, io
 from ..lyra_core import files
 from ..lyra_core.world.world import World, frame_ids, to_float, to_uint8
 from . import types
+from .node import Node
 
 
 def encode(
@@ -170,7 +171,7 @@ def check_before(before: Input.Video, size: tuple[int, int], rate: Fraction) -> 
         )
 
 
-class WorldVideo(io.ComfyNode):
+class WorldVideo(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -16,12 +16,13 @@ from ..lyra_core.memory.depth import DepthMap
 from ..lyra_core.world import preview, world_files
 from ..lyra_core.world import world as worlds
 from . import types
+from .node import Node
 
 log = logging.getLogger(__name__)
 NOTHING_PLANNED = "Nothing is planned: the path is the one camera where the world stands."
 
 
-class BeginWorld(io.ComfyNode):
+class BeginWorld(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -91,7 +92,7 @@ def _report_output():
     return io.String.Output(display_name="report", tooltip="Whether the path begins where the world stands.")
 
 
-class RetrieveHistory(io.ComfyNode):
+class RetrieveHistory(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -139,7 +140,7 @@ class RetrieveHistory(io.ComfyNode):
         )
 
 
-class PreviewChunks(io.ComfyNode):
+class PreviewChunks(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -199,7 +200,7 @@ class PreviewChunks(io.ComfyNode):
         return io.NodeOutput(grown, report, ui=shown)
 
 
-class SaveWorld(io.ComfyNode):
+class SaveWorld(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -232,7 +233,7 @@ def _saved(folder: str) -> dict:
     return {"files": [{"filename": world_files.MANIFEST, "subfolder": folder, "type": "output"}]}
 
 
-class LoadWorld(io.ComfyNode):
+class LoadWorld(Node):
     @classmethod
     def define_schema(cls):
         base = Path(folder_paths.get_output_directory())
@@ -266,7 +267,7 @@ class LoadWorld(io.ComfyNode):
         )
 
 
-class RewindWorld(io.ComfyNode):
+class RewindWorld(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -286,7 +287,7 @@ class RewindWorld(io.ComfyNode):
         return io.NodeOutput(worlds.rewind(world, len(world.chunks) - back))
 
 
-class WorldFrames(io.ComfyNode):
+class WorldFrames(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -321,7 +322,7 @@ class WorldFrames(io.ComfyNode):
         return io.NodeOutput(frames, world.cameras[ids], invented, depths)
 
 
-class Consistency(io.ComfyNode):
+class Consistency(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -275,7 +275,8 @@ def test_the_two_nodes_are_wired_around_any_model(pack, world):
 
 @pytest.mark.parametrize("models", [1, 2])
 @pytest.mark.parametrize("lora", ["none", "lightx2v.safetensors"])
-def test_vace_is_sampled_by_the_host_s_own_nodes(pack, models, lora):
+def test_vace_is_sampled_by_the_host_s_own_nodes(pack, models, lora, monkeypatch):
+    monkeypatch.setattr(pack.control.folder_paths, "get_filename_list", lambda _: ["lightx2v.safetensors"])
     quality = {"quality": "Wan VACE distilled", "lora": lora, "lora_strength": 0.8, "steps": 6, "cfg": 1.0, "shift": 5.0}
     links = [[name, 0] for name in ("model", "positive", "negative", "latent")]
     low = {"low_noise_model": ["low", 0]} if models == 2 else {}

@@ -603,7 +603,7 @@ def test_cameras_may_be_more_exact_than_the_network(nodes, model):
         ({"images": torch.full((4, 56, 84, 3), torch.nan)}, "NaN or infinite pixels"),
         ({"images": video(4), "world": ...}, "either a world or the images"),
         ({"world": ..., "cameras": path(9)}, "a world has cameras of its own"),
-        ({"images": video(4), "cameras": path(4), "alignment": "icp"}, "alignment 'icp'"),
+        ({"images": video(4), "cameras": path(4), "alignment": "icp"}, "input 'alignment' is 'icp'; allowed: one of orientation, centers"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(nodes, model, inputs, message):

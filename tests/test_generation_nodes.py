@@ -130,7 +130,8 @@ def test_the_noise_of_a_chunk_is_its_own_and_the_same_everywhere(pack):
 
 
 @pytest.mark.parametrize("quality", [{"quality": "full", "steps": 20, "shift": 3.0, "cfg": 4.0}, {"quality": "DMD"}])
-def test_a_sampled_chunk_is_the_host_s_own_sampling(nodes, quality):
+def test_a_sampled_chunk_is_the_host_s_own_sampling(nodes, quality, monkeypatch):
+    monkeypatch.setattr(nodes.folder_paths, "get_filename_list", lambda _: ["dmd.safetensors"])
     if quality["quality"] == "DMD":
         quality["dmd_lora"] = "dmd.safetensors"
     links = [[name, 0] for name in ("model", "history", "positive", "negative")]

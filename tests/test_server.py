@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,8 @@ from plyfile import PlyData
 
 from lyra_core.cameras import camera_files
 from lyra_core.cameras.camera import pinhole
+from lyra_core.memory import depth
+from lyra_core.world import world as worlds
 from lyra_core.world import world_files
 
 NODES = {
@@ -93,13 +96,33 @@ def trajectory(file: Path, frames: int, step: float = 0.03) -> Path:
     return file
 
 
+def begun(size: tuple[int, int] = (64, 96)) -> worlds.World:
+    """A world of one photo of a room."""
+    room = depth.room_box(size, pinhole(size, 80.0).K[0], (0.5, 0.5), (0.3, 0.3, 0.7, 0.7), 4.0)
+    return worlds.begin(torch.rand(*size, 3, generator=torch.Generator().manual_seed(1)), room.depth, room.camera)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("host")
 
 
+# A node whose output may be linked to any input and holds any value, as those of other packs.
+ANYTHING = """
+VALUES = {"none": None, "true": True, "text": "7", "nan": float("nan"), "infinity": float("inf"), "list": [5], "half": 0.5}
+class Anything:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"value": ("STRING", {}), "kind": (["number", *VALUES], {})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "run", "tests"
+    def run(self, value, kind):
+        return (int(value) if kind == "number" else VALUES[kind],)
+NODE_CLASS_MAPPINGS = {"TestAnything": Anything}
+"""
+
+
 @pytest.fixture(scope="module")
 def server(launcher, folder):
+    (folder / "base" / "custom_nodes").mkdir(parents=True)
+    (folder / "base" / "custom_nodes" / "anything.py").write_text(ANYTHING)
     with launcher.Server(folder / "base", folder / "output") as running:
         yield running
 
@@ -597,3 +620,82 @@ def test_the_host_s_cameras_go_in_and_out(launcher, server, folder):
         torch.testing.assert_close(found.w2c, walk.w2c, atol=1e-5, rtol=0)
         torch.testing.assert_close(found.K, walk.K, atol=1e-3, rtol=0)
     assert look.centers[0].tolist() == pytest.approx([1.0, -0.5, -4.0], abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------ values that come through links
+
+
+def choices_of(spec: dict):
+    """Every input of a node or of a choice: (values of the choices that lead to it, its name, its specification)."""
+    for group in ("required", "optional"):
+        for name, known in spec.get(group, {}).items():
+            yield {}, name, known
+            if known[0] == "COMFY_DYNAMICCOMBO_V3":
+                for option in known[1]["options"]:
+                    for chosen, inner, deeper in choices_of(option["inputs"]):
+                        yield {name: option["key"], **{f"{name}.{k}": v for k, v in chosen.items()}}, f"{name}.{inner}", deeper
+
+
+def usual(spec: dict, chosen: dict, around: str = "") -> dict:
+    """A value for every required input; what is no widget is linked to a node that gives anything."""
+    found = {}
+    for name, (kind, options, *_) in spec.get("required", {}).items():
+        whole = around + name
+        plain = {"STRING": "", "BOOLEAN": False, "COLOR": "#000000"}.get(kind, ["nothing", 0])
+        if kind in ("COMBO", "COMFY_DYNAMICCOMBO_V3"):
+            keys = [o["key"] for o in options["options"]] if kind != "COMBO" else options["options"]
+            found[whole] = chosen.get(whole, options.get("default", keys[0]))
+            if kind != "COMBO":
+                inner = next(o["inputs"] for o in options["options"] if o["key"] == found[whole])
+                found |= usual(inner, chosen, f"{whole}.")
+        else:
+            found[whole] = options.get("default", plain)
+    return found
+
+
+def with_one_link(info: dict, kind: str, name: str, chosen: dict, given: tuple[str, str]) -> dict:
+    inputs = {**usual(info["input"], chosen), **chosen, name: ["wrong", 0]}
+    prompt = {key: {"class_type": "TestAnything", "inputs": {"value": v, "kind": k}} for key, v, k in
+              (("nothing", "0", "none"), ("wrong", *given))}  # fmt: skip
+    prompt["node"] = {"class_type": kind, "inputs": inputs}
+    if not info["output_node"]:
+        prompt["see"] = {"class_type": "PreviewAny", "inputs": {"source": ["node", 0]}}
+    return prompt
+
+
+def ended(server, asked: list[str], seconds: float) -> dict:
+    """The history once none of these is queued any more."""
+    deadline = time.monotonic() + seconds
+    while any(server.get("/queue").values()):
+        assert time.monotonic() < deadline, f"the queue stands still: {server.log_tail(5)}"
+        time.sleep(0.1)
+    history = server.get("/history?max_items=10000")
+    assert set(asked) <= set(history)
+    return history
+
+
+def test_no_number_through_a_link_gets_past_any_node_and_the_queue_goes_on(server, folder, launcher):
+    """Too much, too little and none at all, for each number of each node, on one server: each is refused in words."""
+    np.save(server.base / "input" / "depth.npy", np.ones((64, 96), np.float32))
+    world_files.save(begun(), server.output / "worlds" / "values")
+    info, asked = server.get("/object_info"), {}
+    found = [(kind, *each) for kind in sorted(NODES) for each in choices_of(info[kind]["input"])]
+    numbers = [each for each in found if each[3][0] in ("INT", "FLOAT") and not each[3][1].get("rawLink")]
+    assert len(numbers) > 120
+    for which, (kind, chosen, name, (_, options, *_)) in enumerate(numbers):
+        wrong = [(str(int(options["max"]) + 1), "number"), (str(int(options["min"]) - 1), "number"), ("0", "nan"), ("0", "text")]
+        wrong += [("1" + 30 * "0", "number"), ("0", "infinity"), ("0", "true"), ("0", "list")]
+        for given in wrong[which % 4 :: 4]:  # two of them for each input, others for the next
+            prompt = with_one_link(info[kind], kind, name, chosen, given)
+            try:
+                answer = server.post("/prompt", {"prompt": prompt})
+            except urllib.error.HTTPError as refused:
+                pytest.fail(f"{kind}.{name}: {refused.read()[:500]}")
+            asked[answer["prompt_id"]] = kind, name, given
+    history = ended(server, list(asked), 120)
+    for key, (kind, name, given) in asked.items():
+        status = history[key]["status"]
+        said = [message["exception_message"] for event, message in status["messages"] if event == "execution_error"]
+        assert len(said) == 1 and re.match(rf".*: input '{re.escape(name)}' is .*; allowed: ", said[0]), (kind, name, given, said)
+        assert said[0].strip().count("\n") == 0
+    assert len(asked) > 240

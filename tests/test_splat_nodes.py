@@ -115,7 +115,7 @@ def test_a_background_is_a_colour_as_people_write_it(nodes, wall, written, meant
     assert nodes.RenderSplat.execute(wall, turned, written, "torch").args[0][0, 0, 0].tolist() == pytest.approx(meant)
 
 
-@pytest.mark.parametrize("written", ["", "#ff", "#12345g", "102030", "#10203080", "blackish", "0.5", None])
+@pytest.mark.parametrize("written", ["", "#ff", "#12345g", "102030", "#10203080", "blackish", "0.5"])
 def test_what_is_no_colour_is_refused_by_name(nodes, wall, written):
     with pytest.raises(ValueError, match=f"{written!r} is no colour; write #rgb"):
         nodes.RenderSplat.execute(wall, from_behind(), written, "torch")
@@ -140,7 +140,7 @@ def test_a_share_of_the_faintest_goes(nodes, splat):
 
 
 def test_outliers_are_as_far_away_as_asked(nodes, splat):
-    left = [nodes.PruneSplat.execute(splat, outliers=times).args[0].positions.shape[1] for times in (1.2, 10.0, 1e5)]
+    left = [nodes.PruneSplat.execute(splat, outliers=times).args[0].positions.shape[1] for times in (1.2, 10.0, 0.0)]
     assert left[0] < left[1] == 895 < left[2] == 900
 
 

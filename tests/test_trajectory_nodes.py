@@ -181,8 +181,9 @@ def test_nodes_that_walk_show_where_the_path_begins(pack, begun, begin, says, zo
 def test_each_chunk_of_explore_says_where_it_begins_and_passes_it_on(pack, begun, monkeypatch):
     monkeypatch.setattr(pack.generation.worlds, "plan", lambda *_: None)
     links = {name: [name, 0] for name in ("model", "clip", "clip_vision", "vae", "depth_estimator")}
-    settings = dict(prompt="{day|night} street", negative="", quality={"quality": "DMD", "dmd_lora": "x"}, seed=1, retrieve=5,
-                    views=1, alignment="memory", save_to="", index=0, made_with="")
+    quality = {"quality": "DMD", "dmd_lora": pack.generation.IN_THE_MODEL}
+    settings = dict(prompt="{day|night} street", negative="", quality=quality, seed=1, retrieve=5, views=1, alignment="memory",
+                    save_to="", index=0, made_with="")
     out = pack.generation.ExploreChunk.execute(begun, path(81, 0.4), **links, **settings, report="before")
     nodes = {node["class_type"]: node["inputs"] for node in out.expand.values()}
     said = nodes["Lyra2AppendChunk"]["before"]
