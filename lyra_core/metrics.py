@@ -5,7 +5,7 @@ Images are (H, W, 3) or (F, H, W, 3) in 0..1; every function returns plain numbe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +91,7 @@ def revisit_psnr(
     seen: Sequence[Tensor] | None = None,
     tolerance: float = 0.02,
     scale: float | None = None,
+    on_pair: Callable[[int, int], None] = lambda done, total: None,
 ) -> Revisits:
     """Compare each frame that comes back to where an earlier one was taken with that earlier one.
 
@@ -100,6 +101,7 @@ def revisit_psnr(
     has them or had to invent them again.
     tolerance: largest distance / scale + angle (radians) of two cameras that still stand in the same place.
     scale: scene units that weigh like one radian; without it, how far the path leads from its first camera.
+    on_pair: (done, total) after each pair. Frames are looked at one pair at a time.
     """
     apart = camera_distances(cameras, scale)
     # row i: how far the path has been from camera i since then
@@ -107,12 +109,14 @@ def revisit_psnr(
     came_back = torch.triu(left & (apart <= tolerance), 1)
     nearest = torch.where(came_back, apart, float("inf")).min(0)
     pairs, errors = [], []
-    for back in came_back.any(0).nonzero().flatten().tolist():
+    coming_back = came_back.any(0).nonzero().flatten().tolist()
+    for done, back in enumerate(coming_back, 1):
         out = int(nearest.indices[back])
         total, count = _squared_error(frames[out], frames[back], None if seen is None else seen[out])
         if count:
             pairs.append((out, back))
             errors.append((total, count))
+        on_pair(done, len(coming_back))
     if not pairs:
         raise ValueError(
             f"no pair of frames to compare: no camera of this path of {len(cameras)} comes back to within {tolerance:.3g} "

@@ -90,7 +90,9 @@ class ControlViews(Node):
 
     @classmethod
     def execute(cls, world, plan, overlap, dilation, depth_edges, edge_width) -> io.NodeOutput:
-        rule = control.MaskRule(dilation, depth_edges, edge_width)
+        rule, count = control.MaskRule(dilation, depth_edges, edge_width), overlap + len(plan.target)
+        height, width = world.size
+        types.afford(count * height * width * 21, f"showing {count} views of {width}x{height}")
         views = control.control_views(world, plan, overlap, rule, get_torch_device(), types.progress())
         retrieved = [worlds.to_float(world.frame(f)) for f in plan.retrieved or (len(world) - 1,)]
         depth = views.disparity[..., None].expand(*views.video.shape)

@@ -124,7 +124,7 @@ class WorldMesh(Node):
     ) -> io.NodeOutput:
         views = _views_of(world, images, cameras, depth, invented)
         volume = tsdf.fuse(_on_device(views), voxel or None, farthest=farthest)
-        mesh = surface.extract(volume, smallest).to(intermediate_device())
+        mesh = surface.extract(volume, smallest, types.progress()).to(intermediate_device())
         return io.NodeOutput(to_mesh(mesh), _report(mesh, volume))
 
 

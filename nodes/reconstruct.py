@@ -196,6 +196,7 @@ class Reconstruct(Node):
     ) -> io.NodeOutput:  # fmt: skip
         source = _source(world, images, cameras)
         plan = reconstruct.chunks_of(source.total, views, chunks, overlap)
+        _check_memory(source, sum(len(chunk) for chunk in plan), spacing)
         found = reconstruct.reconstruct(
             Reconstructor(da3_model, spacing, resolution, types.progress()),
             source.frames, plan, source.cameras, source.known, poses, alignment, follow, trim_border,
@@ -236,6 +237,13 @@ def _source(world: World | None, images: torch.Tensor | None, cameras: Cameras |
     if cameras is not None and cameras.size != size:
         raise ValueError(f"the cameras are for pictures of {cameras.size}, the images are {size}; scale the images")
     return _Source(len(images), lambda frames: images[list(frames)], cameras, lambda frames: None)
+
+
+def _check_memory(source: _Source, views: int, spacing: int) -> None:
+    height, width = source.frames([0]).shape[1:3]
+    gaussians = views * height * width // spacing**2
+    what = f"{views} views of {width}x{height} and up to {gaussians:,} gaussians"
+    types.afford(views * height * width * 12 + gaussians * 40, what)
 
 
 def _of_world(world: World) -> _Source:

@@ -139,6 +139,8 @@ class RenderSplat(Node):
     @classmethod
     def execute(cls, splat, cameras, background, rasteriser) -> io.NodeOutput:
         shade, (gaussians, broken) = shade_of(background), sound_splat(splat)
+        height, width = cameras.size
+        types.afford(len(cameras) * height * width * 40, f"rendering {len(cameras)} pictures of {width}x{height}")
         frames, on_step = [], types.progress(len(cameras))
         for frame in rasterize.render_frames(gaussians.to(get_torch_device()), cameras, shade, backend=rasteriser):
             frames.append(tuple(part[0].to(intermediate_device()) for part in (frame.images, frame.alpha, frame.depth)))
@@ -218,7 +220,7 @@ class PruneSplat(Node):
             ("faint or oversized", True, lambda g: splats.prune(g, min_opacity, max_size or float("inf"))),
             ("the faintest", faintest, lambda g: splats.prune(g, splats.faintest(g.opacities, faintest))),
             ("far away", outliers, lambda g: splats.without_outliers(g, outliers)),
-            ("merged into neighbours", at_most, lambda g: splats.at_most(g, at_most)),
+            ("merged into neighbours", at_most, lambda g: splats.at_most(g, at_most, types.stop_if_interrupted)),
         ):
             before = len(kept)
             kept = step(kept) if wanted and before else kept

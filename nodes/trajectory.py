@@ -458,7 +458,7 @@ def _edited(cameras, edit: dict):
     kind = edit["edit"]
     if kind == "guard against collisions":
         points, depth = _known_points(edit["world"])
-        edited, report = paths.guard(cameras, points, edit["clearance"] * depth, edit["how"])
+        edited, report = paths.guard(cameras, points, edit["clearance"] * depth, edit["how"], types.stop_if_interrupted)
         return edited, str(report)
     edited = {
         "reverse": lambda: paths.reverse(cameras),
@@ -498,6 +498,7 @@ class DrawTrajectory(Node):
     @classmethod
     def execute(cls, cameras, world=None) -> io.NodeOutput:
         size = cameras.size
+        types.afford(size[0] * size[1] * 36, f"drawing two maps of {size[1]}x{size[0]}")
         if world is None:
             first, points, colours = torch.full((*size, 3), 40, dtype=torch.uint8), torch.zeros(0, 3), torch.zeros(0, 3)
             reach = max(float((cameras.centers - cameras.centers[0]).norm(dim=1).max()), 1.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import folder_paths
 import torch
-from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.model_management import get_free_memory, throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
@@ -58,6 +58,21 @@ def progress(total: int = 1, size: int = 512) -> Callable[[int, int, torch.Tenso
         bar.update_absolute(done, total, preview)
 
     return on_step
+
+
+def stop_if_interrupted() -> None:
+    """What loops call that have nothing to show."""
+    throw_exception_if_processing_interrupted()
+
+
+def afford(needed: int, what: str) -> None:
+    """MemoryError with both numbers if `what` takes more bytes than this machine has free."""
+    free = get_free_memory(torch.device("cpu"))
+    if needed > free:
+        raise MemoryError(
+            f"{what} takes {needed / 2**30:,.1f} GiB of memory at least, and {free / 2**30:,.1f} GiB are free; take fewer frames or "
+            "smaller pictures, or close other programs"
+        )
 
 
 def running_server():

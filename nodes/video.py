@@ -107,6 +107,8 @@ class StreamedWorld(Input.Video):
         return islice(chain(earlier, (self.world.frame(i) for i in self.ids)), *self.window)
 
     def get_components(self) -> Types.VideoComponents:
+        (width, height), count = self.get_dimensions(), self.get_frame_count()
+        types.afford(count * height * width * 24, f"{count} frames of {width}x{height} as pictures")
         return Types.VideoComponents(torch.stack([to_float(f) for f in self.frames()]), self.rate)
 
     def save_to(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
@@ -62,6 +64,11 @@ def _views(images: torch.Tensor, depths: tuple[DepthMap, ...], cameras: Cameras 
         (image, d.depth, d.camera if cameras is None else cameras[i])
         for i, (image, d) in enumerate(zip(images, depths, strict=True))
     ]
+
+
+def frame_bytes(size: tuple[int, int], count: int, per_pixel: int) -> int:
+    """Bytes of so many frames of a size (height, width)."""
+    return count * size[0] * size[1] * per_pixel
 
 
 def _trajectory_input():
@@ -133,8 +140,9 @@ class RetrieveHistory(Node):
         report = where_it_begins(world, cameras)
         target = worlds.continuation(world, cameras)[0][:chunk_frames]
         plan = worlds.plan(world, target, retrieve, views)
+        types.afford(frame_bytes(world.size, len(target), 17), f"seeing {len(target)} views of {world.size[1]}x{world.size[0]}")
         shown = [worlds.to_float(world.frame(f)) for f in plan.retrieved or (len(world) - 1,)]
-        warped, seen = worlds.warped_views(world, target)
+        warped, seen = worlds.warped_views(world, target, types.progress(len(target)))
         return io.NodeOutput(
             plan, torch.stack(shown), warped, (~seen).float(), report, ui=ui.PreviewText(report)
         )
@@ -192,6 +200,7 @@ class PreviewChunks(Node):
             prompts=lambda chunk: caption(captions, chunk, len(cameras), chunk_frames),
             folder=types.output_folder(save_to) if save_to.strip() else None,
             on_frame=types.progress(len(cameras) - 1),
+            afford=types.afford,
             on_chunk=lambda state: save_to.strip() and types.show({"lyra2_world": [state_message(state, save_to)]}),
         )
         shown = ui.PreviewText(report).as_dict()
@@ -219,7 +228,7 @@ class SaveWorld(Node):
     @classmethod
     def execute(cls, world, folder) -> io.NodeOutput:
         path = types.output_folder(folder)
-        world_files.save(world, path)
+        world_files.save(world, path, on_chunk=types.progress(len(world.keys)))
         return io.NodeOutput(folder, ui=_saved(folder))
 
 
@@ -312,14 +321,31 @@ class WorldFrames(Node):
     @classmethod
     def execute(cls, world, first, count, backwards) -> io.NodeOutput:
         ids = list(worlds.frame_ids(world, first, count, backwards))
+        types.afford(frame_bytes(world.size, len(ids), 16), f"{len(ids)} frames of {world.size[1]}x{world.size[0]} as pictures")
+        on_step = types.progress(len(ids))
         frames = torch.empty(len(ids), *world.size, 3)
         invented = torch.empty(len(ids), *world.size)
         for row, frame in enumerate(ids):
             frames[row], invented[row] = worlds.to_float(world.frame(frame)), world.invented(frame)
+            on_step(row + 1)
         depths = tuple(
             DepthMap(k.depth, k.camera.K[0], f"frame {k.frame}") for k in world.memory.keyframes if k.frame in set(ids)
         )
         return io.NodeOutput(frames, world.cameras[ids], invented, depths)
+
+
+@dataclass(frozen=True)
+class _OneByOne(Sequence):
+    """Frames that are made when they are looked at."""
+
+    total: int
+    make: Callable[[int], torch.Tensor]
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.make(index)
 
 
 class Consistency(Node):
@@ -342,8 +368,12 @@ class Consistency(Node):
 
     @classmethod
     def execute(cls, world) -> io.NodeOutput:
-        frames = [worlds.to_float(world.frame(i)) for i in range(len(world))]
-        found = metrics.revisit_psnr(frames, world.cameras, [~world.invented(i) for i in range(len(world))])
+        types.afford(4 * 8 * len(world) ** 2, f"comparing {len(world)} cameras with each other")
+        frames, seen = (
+            _OneByOne(len(world), part)
+            for part in (lambda i: worlds.to_float(world.frame(i)), lambda i: ~world.invented(i))
+        )
+        found = metrics.revisit_psnr(frames, world.cameras, seen, on_pair=types.progress())
         worst = min(range(len(found.psnr)), key=found.psnr.__getitem__)
         report = (
             f"{len(found.psnr)} frames come back to where others were taken: PSNR {found.pooled:.2f} dB "

@@ -7,6 +7,7 @@ import math
 import re
 import time
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,3 +141,106 @@ def test_checking_costs_next_to_nothing(nodes):
     for node in nodes:
         node.define_schema()
     assert time.perf_counter() - start < 2
+
+
+# ------------------------------------------------------------------------------------------- what may take long or much
+
+
+SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module")
+def here(pack):
+    """A world of 16 frames, a path on from it, what is planned of it, its splat."""
+    from lyra_pack.lyra_core.cameras.camera import pinhole
+    from lyra_pack.lyra_core.memory.depth import room_box
+    from lyra_pack.lyra_core.world import preview, world
+
+    def path(frames: int, begin: float = 0.0):
+        cameras = pinhole(SIZE, 40.0, frames)
+        cameras.w2c[:, 2, 3] = -torch.linspace(begin, begin + 0.4, frames)
+        return cameras
+
+    room = room_box(SIZE, pinhole(SIZE, 40.0).K[0], (0.5, 0.5), (0.3, 0.3, 0.7, 0.7), 4.0)
+    photo = world.begin(torch.rand(*SIZE, 3, generator=torch.Generator().manual_seed(3)), room.depth, room.camera)
+    there = preview.explore(photo, path(9), chunk_frames=8)
+    begun = preview.explore(there, path(9, 0.4)[list(range(8, -1, -1))], chunk_frames=8)
+    return SimpleNamespace(
+        world=begun, path=path(9, 0.0), plan=world.plan(begun, path(8)), splat=pack.splat.WorldGaussians.execute(begun, 1, True).args[0]
+    )
+
+
+@pytest.fixture
+def runs(pack, here, comfy_host, tmp_path) -> dict:
+    """Nodes that work for long or take much, ready to go."""
+    folder = f"worlds/{tmp_path.name}"
+    estimator = pack.depth_estimator.MemoryEstimator.execute().args[0]
+    painted = torch.rand(8, *SIZE, 3)
+    guard = {"edit": "guard against collisions", "world": here.world, "clearance": 0.1, "how": "shorten"}
+    return {
+        "RetrieveHistory": lambda: pack.world.RetrieveHistory.execute(here.world, here.path, 5, 1, 8),
+        "PreviewChunks": lambda: pack.world.PreviewChunks.execute(here.world, here.path, 5, 8, ""),
+        "WorldFrames": lambda: pack.world.WorldFrames.execute(here.world, 0, 0, False),
+        "Consistency": lambda: pack.world.Consistency.execute(here.world),
+        "SaveWorld": lambda: pack.world.SaveWorld.execute(here.world, folder),
+        "EditTrajectory": lambda: pack.trajectory.EditTrajectory.execute(here.path, guard),
+        "DrawTrajectory": lambda: pack.trajectory.DrawTrajectory.execute(here.path, here.world),
+        "RenderSplat": lambda: pack.splat.RenderSplat.execute(here.splat, here.path, "#000000", "torch"),
+        "PruneSplat": lambda: pack.splat.PruneSplat.execute(here.splat, at_most=50),
+        "WorldGaussians": lambda: pack.splat.WorldGaussians.execute(here.world, 1, True),
+        "WorldMesh": lambda: pack.mesh.WorldMesh.execute(world=here.world),
+        "ControlViews": lambda: pack.control.ControlViews.execute(here.world, here.plan, 1, 2, 0.05, 2),
+        "AppendFrames": lambda: pack.control.AppendFrames.execute(here.world, here.plan, painted, estimator, "memory", False),
+        "WorldVideo": lambda: pack.video.WorldVideo.execute(here.world, 0, 0, False, 16.0).args[0].get_components(),
+        "ExportWorld": lambda: pack.export.ExportWorld.execute(
+            f"exports/{tmp_path.name}", False, False, False, True, "none", 0, 1.0, 16.0, 8, world=here.world),
+    }  # fmt: skip
+
+
+QUICK = {"DrawTrajectory", "WorldVideo"}  # no loop of theirs takes longer than a step of the others
+
+
+def test_an_interrupt_ends_whatever_takes_long_at_its_next_step(runs, pack, comfy_host, tmp_path):
+    import comfy.model_management as host
+
+    for name in runs.keys() - QUICK:
+        runs[name]()  # it works when nobody interrupts
+    done = sorted(p for p in comfy_host.rglob("*"))
+    for name in runs.keys() - QUICK:
+        host.interrupt_current_processing(True)
+        try:
+            with pytest.raises(host.InterruptProcessingException):
+                runs[name]()
+                pytest.fail(f"{name} went on to its end")
+        finally:
+            host.interrupt_current_processing(False)
+    assert sorted(p for p in comfy_host.rglob("*")) == done
+
+
+TAKES_MEMORY = (
+    "RetrieveHistory", "PreviewChunks", "WorldFrames", "Consistency", "DrawTrajectory", "RenderSplat", "ControlViews", "WorldVideo",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKES_MEMORY)
+def test_what_there_is_no_memory_for_is_refused_with_numbers_before_any_is_taken(runs, pack, name, monkeypatch):
+    monkeypatch.setattr(pack.types, "get_free_memory", lambda device: 1000 if device.type == "cpu" else 10**12)
+    with pytest.raises(MemoryError, match=r"takes [\d.,]+ GiB of memory at least, and 0.0 GiB are free; take fewer frames"):
+        runs[name]()
+
+
+def test_a_world_of_a_whole_path_is_estimated_and_what_is_there_already_is_not(pack):
+    from lyra_pack.lyra_core.world import preview
+
+    size = (480, 832)
+    once, twice = (preview.memory_needed(size, frames, 80) for frames in (8000, 16000))
+    assert 11e9 < once < 12e9 and 1.9 < twice / once < 2
+    assert preview.memory_needed(size, 8000, 8000) > once + 8e9, "a long chunk is looked up as a whole"
+
+
+def test_paths_do_not_grow_for_ever(pack, here):
+    path, edit = here.path, {"edit": "there and back"}
+    with pytest.raises(ValueError, match=r"a path has 1,000,000 at most"):
+        for _ in range(40):
+            path = pack.trajectory.EditTrajectory.execute(path, edit).args[0]
+    assert len(path) < 1_000_000

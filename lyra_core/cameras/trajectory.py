@@ -5,6 +5,7 @@ The zoom gives the reference's numbers; what improves on it stands beside it und
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +24,7 @@ from .presets import poses, preset, standing
 
 FAR = 999.9             # the reference's depth reaches 1000 where it knows nothing, the sky above all
 GROUND_POINTS = 50      # fewer points than this say nothing about the ground
+LONGEST = 1_000_000     # cameras of a path: 17 hours of walking
 
 
 # ------------------------------------------------------------------------------------------------------------ zoom
@@ -167,6 +169,8 @@ def pad_to_chunks(cameras: Cameras, chunk_frames: int, how: str = "hold") -> Cam
 
 def chain(first: Cameras, second: Cameras) -> Cameras:
     """`first`, then the motion of `second` from where `first` ended; the camera they share comes once."""
+    if len(first) + len(second) > LONGEST:
+        raise ValueError(f"paths of {len(first):,} and {len(second):,} cameras can't be joined: a path has {LONGEST:,} at most")
     second = replace(second, origin=first.origin)   # only how it moves counts, wherever that was
     w2c = second.w2c.to(first.w2c)
     to_second = torch.linalg.inv(w2c[0].double()) @ first.w2c[-1].double()
@@ -195,11 +199,13 @@ class GuardReport:
         return f"The path is clear: in {self.frames} frames {nearest} (frame {self.at_frame})."
 
 
-def guard(cameras: Cameras, points: Tensor, clearance: float, how: str = "shorten") -> tuple[Cameras, GuardReport]:
+def guard(cameras: Cameras, points: Tensor, clearance: float, how: str = "shorten",
+          on_step: Callable[[], None] = lambda: None) -> tuple[Cameras, GuardReport]:
     """As many cameras, none nearer than `clearance` to a known world point (N, 3), and what had to change.
 
     The way ends where it would first come too near: "shorten" takes all frames to get there, "hold" gets there as
     fast as before and stays. A start that is already nearer than `clearance` may move, but no nearer still.
+    `on_step` is called every few cameras.
     """
     if how not in ("shorten", "hold"):
         raise ValueError(f"a guarded path can 'shorten' or 'hold'; found {how!r}")
@@ -208,9 +214,9 @@ def guard(cameras: Cameras, points: Tensor, clearance: float, how: str = "shorte
     frames, centers = len(cameras), cameras.centers.double()
     points = points.reshape(-1, 3).to(centers)
     points = points[torch.isfinite(points).all(1)]
-    gaps = _gaps(centers, points)
+    gaps = _gaps(centers, points, on_step)
     limit = min(clearance, float(gaps[0])) * (1 - 1e-4)     # touching is allowed; rounding must not decide
-    end = _last_clear_index(centers, points, limit)
+    end = _last_clear_index(centers, points, limit, on_step)
     if end >= frames - 1:
         return cameras, GuardReport(frames, 1.0, float(gaps.min()), int(gaps.argmin()), False)
     index = torch.arange(frames, dtype=torch.float64)
@@ -218,24 +224,28 @@ def guard(cameras: Cameras, points: Tensor, clearance: float, how: str = "shorte
     steps = centers.diff(dim=0).norm(dim=1)
     whole = int(end)
     fraction = float((steps[:whole].sum() + (end - whole) * steps[whole]) / steps.sum())
-    nearest = float(_gaps(guarded.centers.double(), points).min())
+    nearest = float(_gaps(guarded.centers.double(), points, on_step).min())
     return guarded, GuardReport(frames, fraction, nearest, whole, True)
 
 
-def _gaps(centers: Tensor, points: Tensor) -> Tensor:
+def _gaps(centers: Tensor, points: Tensor, on_step: Callable[[], None]) -> Tensor:
     """(F,) distance from each centre (F, 3) to the nearest point (N, 3)."""
     if len(points) == 0:
         return centers.new_full((len(centers),), math.inf)
     # by differences: the faster way through a matrix product loses the small distances that matter here
-    return torch.cat([torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-                      for some in centers.split(16)])
+    gaps = []
+    for some in centers.split(16):
+        gaps.append(torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist").amin(1))
+        on_step()
+    return torch.cat(gaps)
 
 
-def _last_clear_index(centers: Tensor, points: Tensor, limit: float) -> float:
+def _last_clear_index(centers: Tensor, points: Tensor, limit: float, on_step: Callable[[], None]) -> float:
     """How far, in frames, the way along centres (F, 3) goes before a point (N, 3) is nearer than `limit`."""
     low, high = centers.amin(0) - limit, centers.amax(0) + limit
     points = points[((points >= low) & (points <= high)).all(1)]     # all others are out of reach
     for i, (here, step) in enumerate(zip(centers[:-1], centers.diff(dim=0), strict=True)):
+        on_step()
         length = step.norm()
         if length == 0 or len(points) == 0:
             continue

@@ -5,7 +5,7 @@ Extracted from the signed distances of `tsdf`, in the same axes (OpenCV: x right
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -55,17 +55,17 @@ def mesh_of(
     return extract(fuse(views, voxel, farthest=farthest), smallest)
 
 
-def extract(volume: Volume, smallest: int = SMALLEST) -> Mesh:
+def extract(volume: Volume, smallest: int = SMALLEST, on_page: Callable[[int, int], None] = lambda done, total: None) -> Mesh:
     """The surface between free and solid, where voxels on both sides were seen.
 
     A cell has faces only if all eight voxels at its corners were seen and none of them differ by more than a distance can
     within one voxel (with room for noise): where the edge of what is known behind a surface meets free space, the sign
     changes too, but nothing was measured there. Pieces of fewer than `smallest` faces are left out. ValueError if nothing
-    is left.
+    is left. `on_page(done, total)` is called after every 1024 blocks.
     """
     sums = [page[..., :2] for page in volume.pages]
     distance = torch.cat([torch.where(s[..., 1] > 0, s[..., 0] / s[..., 1], torch.nan) for s in sums])
-    corners, code = _cells(volume, distance)
+    corners, code = _cells(volume, distance, on_page)
     corner_of, tables = torch.tensor(EDGES, device=code.device), _triangles().to(code.device)
     edges = tables[code]  # (C, T, 3) edges of each cell, -1 beyond the last triangle
     cell, triangle = (edges[..., 0] >= 0).nonzero(as_tuple=True)
@@ -83,7 +83,7 @@ def extract(volume: Volume, smallest: int = SMALLEST) -> Mesh:
     return mesh
 
 
-def _cells(volume: Volume, distance: Tensor) -> tuple[Tensor, Tensor]:
+def _cells(volume: Volume, distance: Tensor, on_page: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
     """Cells that the surface crosses: their corners (C, 8) as voxels, and which of these are solid (C,), a bit each."""
     device = volume.blocks.device
     padded = lattice(BLOCK + 1, device)
@@ -97,7 +97,8 @@ def _cells(volume: Volume, distance: Tensor) -> tuple[Tensor, Tensor]:
     shifts = [(c & 1, c >> 1 & 1, c >> 2) for c in range(8)]
     first, second = torch.tensor(EDGES, device=device).unbind(1)
     found = [(neighbours.new_empty(0, 8), neighbours.new_empty(0))]
-    for rows in neighbours.split(tsdf.PAGE):
+    pages = neighbours.split(tsdf.PAGE)
+    for done, rows in enumerate(pages, 1):
         rows = torch.where(rows < 0, len(distance), rows)
         voxels = (rows[:, beside] * VOXELS + inside).view(-1, *[BLOCK + 1] * 3)
         solid = (flat[voxels] < 0).to(torch.uint8)
@@ -110,6 +111,7 @@ def _cells(volume: Volume, distance: Tensor) -> tuple[Tensor, Tensor]:
         )
         whole = values.isfinite().all(1) & ~steep.any(1)
         found.append((corners[whole], code[block, x, y, z][whole].long()))
+        on_page(done, len(pages))
     corners, codes = zip(*found, strict=True)
     return torch.cat(corners), torch.cat(codes)
 

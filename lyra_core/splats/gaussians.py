@@ -8,7 +8,7 @@ that covers exactly that pixel's patch of the surface, and skips the pixels that
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isqrt, pi, sqrt
 
@@ -267,8 +267,11 @@ def without_outliers(gaussians: Gaussians, times: float) -> Gaussians:
     return gaussians.select(distances <= times * distances.median())
 
 
-def at_most(gaussians: Gaussians, count: int) -> Gaussians:
-    """`voxel_reduce` by the smallest voxels that leave `count` or fewer, to 2 %; only without broken ones if that will do."""
+def at_most(gaussians: Gaussians, count: int, on_step: Callable[[], None] = lambda: None) -> Gaussians:
+    """`voxel_reduce` by the smallest voxels that leave `count` or fewer, to 2 %; only without broken ones if that will do.
+
+    `on_step` is called for each size that is tried.
+    """
     if count < 1:
         raise ValueError(f"at most {count} gaussians are none; give 1 or more")
     gaussians, _ = sound(gaussians)
@@ -278,6 +281,7 @@ def at_most(gaussians: Gaussians, count: int) -> Gaussians:
     # the lower end is as small as numbers of voxels fit an integer
     low, high = extent / 2**20, 2 * extent
     while high > FINER * low:
+        on_step()
         middle = (low * high) ** 0.5
         low, high = (low, middle) if len(_voxels(gaussians.means, middle)[1]) <= count else (middle, high)
     return voxel_reduce(gaussians, high)

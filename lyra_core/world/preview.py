@@ -26,6 +26,7 @@ from ..memory.patches import Patches, draw, merge, patches
 from . import world_files
 from .world import (
     CHUNK_FRAMES,
+    KEYFRAME_STRIDE,
     ChunkPlan,
     World,
     append,
@@ -87,13 +88,14 @@ def explore(
     folder: Path | None = None,
     on_frame: Callable[[int, int, Tensor | None], None] = lambda done, total, image: None,
     on_chunk: Callable[[World], None] = lambda world: None,
+    afford: Callable[[int, str], None] = lambda needed, what: None,
 ) -> World:
     """The world grown along a trajectory whose first camera is where it stands.
 
     `count` past frames at most help with each chunk (0: only the newest). `prompts(chunk)` is kept with each chunk. With a
     `folder` the world is saved there after every chunk, and chunks that were already made there in the same way are taken
     from it instead of made again, so an interrupted exploration goes on where it was. `on_chunk` is given the world after
-    every chunk.
+    every chunk, `afford` the bytes that the rest of the walk takes, before a chunk is made.
     """
     target, _ = continuation(world, trajectory)
     for index, cameras in enumerate(in_chunks(target, chunk_frames)):
@@ -102,6 +104,8 @@ def explore(
         if grown is not None:
             on_frame((index + 1) * chunk_frames, len(target), grown.frame(len(grown) - 1))
         else:
+            left = len(target) - index * chunk_frames
+            afford(memory_needed(world.size, left, chunk_frames), f"a walk of {left} frames of {world.size[1]}x{world.size[0]}")
             chunk_plan = plan(world, cameras, count, VIEWS)
             preview = generate(
                 world, chunk_plan, lambda done, _, image, i=index: on_frame(i * chunk_frames + done, len(target), image)
@@ -114,6 +118,13 @@ def explore(
         on_chunk(grown)
         world = grown
     return world
+
+
+def memory_needed(size: tuple[int, int], frames: int, chunk_frames: int) -> int:
+    """Bytes that a walk takes at least: what is kept of its frames, and what is looked up while one chunk is made."""
+    keyframe, source = 4, 22  # bytes a pixel: its depth; as a `Source`, without its surface
+    kept = frames * (3 + 1 / 8) + frames / KEYFRAME_STRIDE * keyframe
+    return int(size[0] * size[1] * (kept + chunk_frames + chunk_frames / KEYFRAME_STRIDE * source))
 
 
 def generate(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..cameras.camera import Cameras, about, check, join
 from ..conditioning.framepack import LYRA2
 from ..memory.retrieval import Keyframe, SpatialMemory, retrieve
-from ..memory.warp import lift, splat
+from ..memory.warp import lift, splat_views
 
 KEYFRAME_STRIDE = 8  # every 8th frame enters the memory, and the last of each chunk
 CHUNK_FRAMES = LYRA2.new_frames  # generators without the transformer may make chunks of any length
@@ -263,11 +263,21 @@ def plan(world: World, target: Cameras, count: int = 5, views: int = 1) -> Chunk
     return ChunkPlan(world.key, len(world), target, tuple(retrieve(world.memory, target[asked], count)))
 
 
-def warped_views(world: World, target: Cameras) -> tuple[Tensor, Tensor]:
-    """The newest frame seen by F other cameras: pictures (F, H, W, 3) in 0 .. 1, black holes, and what is seen (F, H, W)."""
+def warped_views(
+    world: World, target: Cameras, on_view: Callable[[int, int, Tensor], None] = lambda done, total, image: None
+) -> tuple[Tensor, Tensor]:
+    """The newest frame seen by F other cameras: pictures (F, H, W, 3) in 0 .. 1, black holes, and what is seen (F, H, W).
+
+    `on_view(done, total, (H, W, 3) uint8)`.
+    """
     keyframe = world.memory[len(world) - 1]
-    warp = splat(lift(keyframe.depth, keyframe.camera, world.exact(keyframe.frame)), target)
-    return torch.where(warp.seen[..., None], warp.features.clamp(-1, 1) * 0.5 + 0.5, 0.0), warp.seen
+    points = lift(keyframe.depth, keyframe.camera, world.exact(keyframe.frame))
+    pictures, seen = torch.empty(len(target), *world.size, 3), torch.empty(len(target), *world.size, dtype=torch.bool)
+    for index, warp in enumerate(splat_views(points, target)):
+        seen[index] = warp.seen[0]
+        pictures[index] = torch.where(warp.seen[0, ..., None], warp.features[0].clamp(-1, 1) * 0.5 + 0.5, 0.0)
+        on_view(index + 1, len(target), to_uint8(pictures[index]))
+    return pictures, seen
 
 
 @dataclass(frozen=True)

@@ -75,12 +75,15 @@ class Entry:
         return {name: getattr(self, name) for name in ("key", "parent", "content", "prompt", "settings")}
 
 
-def save(world: World, folder: Path, keep_latest: bool = False) -> list[Path]:
+def save(
+    world: World, folder: Path, keep_latest: bool = False, on_chunk: Callable[[int, int], None] = lambda done, total: None
+) -> list[Path]:
     """Make `folder` hold this world as its latest state; returns the files that were written.
 
     What is there already is looked through, once per process, and written again unless it is what it should be. Other
-    branches in the folder stay, and with `keep_latest` another state stays the latest. WorldFileError if the folder holds
-    something else, TimeoutError if another process does not let go of it, OSError that says what is needed.
+    branches in the folder stay, and with `keep_latest` another state stays the latest. `on_chunk(done, total)` is called for
+    each chunk before anything is listed. WorldFileError if the folder holds something else, TimeoutError if another process
+    does not let go of it, OSError that says what is needed.
     """
     folder = Path(folder)
     try:
@@ -100,6 +103,7 @@ def save(world: World, folder: Path, keep_latest: bool = False) -> list[Path]:
         for index, key in enumerate(world.keys):
             if key not in entries or damage(folder, entries[key]):
                 written.append(_write_beside(world, index, folder))
+            on_chunk(index + 1, len(world.keys))
         return _add(folder, entries, written, world, keep_latest)
     finally:
         for _, partial in written:
