@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..lyra_core.models.devices import geometry_device
 from ..lyra_core.world import world as worlds
 from ..lyra_core.world.caption import caption_pictures, caption_prompt
 from . import types
@@ -34,5 +35,6 @@ class CaptionPrompt(Node):
 
     @classmethod
     def execute(cls, world, cameras, hint) -> io.NodeOutput:
-        pictures = caption_pictures(world, worlds.continuation(world, cameras)[0])
+        ahead = worlds.continuation(world, cameras)[0].to(geometry_device(world.size))
+        pictures = caption_pictures(world, ahead)
         return io.NodeOutput(caption_prompt(len(pictures), hint), pictures)

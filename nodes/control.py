@@ -6,12 +6,12 @@ import json
 
 import folder_paths
 import torch
-from comfy.model_management import get_torch_device
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import GraphBuilder
 from node_helpers import conditioning_set_values
 
 from ..lyra_core.models import generation, vace
+from ..lyra_core.models.devices import geometry_device
 from ..lyra_core.world import control, world_files
 from ..lyra_core.world import world as worlds
 from . import types
@@ -93,7 +93,7 @@ class ControlViews(Node):
         rule, count = control.MaskRule(dilation, depth_edges, edge_width), overlap + len(plan.target)
         height, width = world.size
         types.afford(count * height * width * 21, f"showing {count} views of {width}x{height}")
-        views = control.control_views(world, plan, overlap, rule, get_torch_device(), types.progress())
+        views = control.control_views(world, plan, overlap, rule, geometry_device(world.size), types.progress())
         retrieved = [worlds.to_float(world.frame(f)) for f in plan.retrieved or (len(world) - 1,)]
         depth = views.disparity[..., None].expand(*views.video.shape)
         return io.NodeOutput(views.video, views.generate.float(), depth, torch.stack(retrieved), len(views.video))

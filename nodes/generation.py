@@ -17,6 +17,7 @@ from ..lyra_core.cameras.captions import caption
 from ..lyra_core.conditioning.framepack import LYRA2
 from ..lyra_core.conditioning.history import History
 from ..lyra_core.models import generation
+from ..lyra_core.models.devices import geometry_device
 from ..lyra_core.models.lyra2_host import check_model, conditioning
 from ..lyra_core.world import world as worlds
 from ..lyra_core.world import world_files
@@ -420,7 +421,7 @@ class ExploreChunk(Node):
                 report += " It was made before, and is taken from the folder."
                 return io.NodeOutput(made, report, ui=ui.PreviewText(report))
             world_files.save(world, folder)
-        chunk = {"world": world, "plan": worlds.plan(world, target, retrieve, views)}
+        chunk = {"world": world, "plan": worlds.plan(world, target, retrieve, views, geometry_device(world.size))}
         prompts = [
             graph.node("CLIPTextEncode", name, clip=models["clip"], text=words).out(0)
             for name, words in (("positive", text), ("negative", negative))

@@ -14,7 +14,7 @@ from ..lyra_core.memory import depth as depths
 from ..lyra_core.world.world import World
 from . import types
 from .node import Node
-from .splat import world_views
+from .splat import on_device, world_views
 
 
 def to_mesh(mesh: surface.Mesh) -> Types.MESH:
@@ -123,7 +123,7 @@ class WorldMesh(Node):
         depth=None,
     ) -> io.NodeOutput:
         views = _views_of(world, images, cameras, depth, invented)
-        volume = tsdf.fuse(_on_device(views), voxel or None, farthest=farthest)
+        volume = tsdf.fuse(on_device(views, get_torch_device()), voxel or None, farthest=farthest)
         mesh = surface.extract(volume, smallest, types.progress()).to(intermediate_device())
         return io.NodeOutput(to_mesh(mesh), _report(mesh, volume))
 
@@ -160,12 +160,6 @@ def _posed_views(images: torch.Tensor, cameras: Cameras, depth: tuple) -> Iterat
             on_step(index + 1, len(images), (image.clamp(0, 1) * 255).to(torch.uint8))
 
     return views()
-
-
-def _on_device(views: Iterator[tuple]) -> Iterator[tuple]:
-    device = get_torch_device()
-    for image, depth, camera, *known in views:
-        yield image.to(device), depth.to(device), camera.to(device), *known
 
 
 def _report(mesh: surface.Mesh, volume: tsdf.Volume) -> str:

@@ -10,6 +10,7 @@ from comfy_api.latest import Types, io, ui
 from PIL import ImageColor
 
 from ..lyra_core.memory.depth import DepthMap
+from ..lyra_core.models.devices import geometry_device
 from ..lyra_core.splats import gaussians as splats
 from ..lyra_core.splats import rasterize
 from ..lyra_core.world.world import World, to_float
@@ -92,7 +93,14 @@ class WorldGaussians(Node):
 
     @classmethod
     def execute(cls, world, stride, invented) -> io.NodeOutput:
-        return io.NodeOutput(to_splat(splats.fuse(world_views(world, invented), stride)))
+        views = on_device(world_views(world, invented), geometry_device(world.size))
+        return io.NodeOutput(to_splat(splats.fuse(views, stride).to("cpu")))
+
+
+def on_device(views: Iterator[tuple], device: torch.device) -> Iterator[tuple]:
+    """Views of a picture, its depth, its camera and, maybe, which pixels count."""
+    for parts in views:
+        yield tuple(None if part is None else part.to(device) for part in parts)
 
 
 def world_views(world: World, invented: bool) -> Iterator[tuple]:

@@ -15,6 +15,7 @@ from ..lyra_core import metrics
 from ..lyra_core.cameras.camera import Cameras
 from ..lyra_core.cameras.captions import caption
 from ..lyra_core.memory.depth import DepthMap
+from ..lyra_core.models.devices import geometry_device
 from ..lyra_core.world import preview, world_files
 from ..lyra_core.world import world as worlds
 from . import types
@@ -139,10 +140,11 @@ class RetrieveHistory(Node):
     def execute(cls, world, cameras, retrieve, views, chunk_frames) -> io.NodeOutput:
         report = where_it_begins(world, cameras)
         target = worlds.continuation(world, cameras)[0][:chunk_frames]
-        plan = worlds.plan(world, target, retrieve, views)
+        device = geometry_device(world.size)
+        plan = worlds.plan(world, target, retrieve, views, device)
         types.afford(frame_bytes(world.size, len(target), 17), f"seeing {len(target)} views of {world.size[1]}x{world.size[0]}")
         shown = [worlds.to_float(world.frame(f)) for f in plan.retrieved or (len(world) - 1,)]
-        warped, seen = worlds.warped_views(world, target, types.progress(len(target)))
+        warped, seen = worlds.warped_views(world, target.to(device), types.progress(len(target)))
         return io.NodeOutput(
             plan, torch.stack(shown), warped, (~seen).float(), report, ui=ui.PreviewText(report)
         )
@@ -199,6 +201,7 @@ class PreviewChunks(Node):
             count=retrieve,
             prompts=lambda chunk: caption(captions, chunk, len(cameras), chunk_frames),
             folder=types.output_folder(save_to) if save_to.strip() else None,
+            device=geometry_device(world.size),
             on_frame=types.progress(len(cameras) - 1),
             afford=types.afford,
             on_chunk=lambda state: save_to.strip() and types.show({"lyra2_world": [state_message(state, save_to)]}),

@@ -28,6 +28,7 @@ def load_package(name: str, folder: Path):
 
 
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != PROJECT]
+sys.path.append(str(PROJECT / "tests"))  # what tests share
 load_package("lyra_core", PROJECT / "lyra_core")
 
 

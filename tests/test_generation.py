@@ -723,7 +723,7 @@ def test_a_chunk_at_480x832_takes_at_most_150_megabytes(run):
 def live() -> dict[int, int]:
     """Bytes of every tensor's storage that is alive, by address."""
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and torch._C._has_storage(thing)]
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.layout == torch.strided}
 
 

@@ -28,7 +28,7 @@ def history(layout=LAYOUT, **shapes) -> History:
     """With its guides asked for, which are only checked then."""
     parts = {name: torch.zeros(shape) for name, shape in {**SHAPES, **shapes}.items()}
     guides = Guides(parts.pop("rays"), parts.pop("correspondences"))
-    made = History(layout, **parts, make_guides=lambda: guides)
+    made = History(layout, **parts, make_guides=lambda device: guides)
     assert made.guides() is guides
     return made
 

@@ -53,7 +53,7 @@ def history_of(spec: str, seed: int = 0, size: tuple[int, int] = SIZE):
         random(SLOT_CHANNELS * spatial, spatial + new, *size, seed=seed + 3).clamp(-1, 1),
     )
     latents, warped = random(16, slots, *size, seed=seed), random(16, new, *size, seed=seed + 1)
-    return History(layout, latents, warped, lambda: guides)
+    return History(layout, latents, warped, lambda device: guides)
 
 
 @pytest.fixture
@@ -325,7 +325,7 @@ def test_an_area_sees_its_part_of_the_history(load, history, tiny_models):
     from lyra_core.conditioning.history import Guides, History
 
     guides = Guides(*(guide[..., :4] for guide in history.guides()))
-    half = History(history.layout, history.latents[..., :4], history.warped[..., :4], lambda: guides)
+    half = History(history.layout, history.latents[..., :4], history.warped[..., :4], lambda device: guides)
     model, latent = load(), random(1, 16, 3, *SIZE, seed=8)
     area = conditioning_set_values(prompt(history, 10), {"area": (3, 6, 4, 0, 0, 0)})
     import comfy.samplers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -311,38 +310,39 @@ def random_scatter():
     return cells, torch.rand(300, 4, generator=generator), torch.randn(300, 5, generator=generator)
 
 
-class Elsewhere(torch.Tensor):
-    """A tensor that claims to live on an accelerator, to take the path of one."""
-
-    device = property(lambda self: SimpleNamespace(type="accelerator"))
-
-
-def test_the_sparse_product_and_the_accelerators_loop_are_one_scatter():
+def test_the_sparse_product_is_a_scatter():
     cells, weights, values = random_scatter()
     expected = torch.zeros(60, 5, dtype=torch.float64)
     for n in range(300):
         for k in range(4):
             expected[cells[n, k]] += weights[n, k].double() * values[n].double()
-    on_cpu = warp._scatter(cells, weights, values, 60)
-    elsewhere = warp._scatter(cells, weights, values.as_subclass(Elsewhere), 60).as_subclass(torch.Tensor)
-    assert_close(on_cpu, expected.float(), atol=1e-5, rtol=0)
-    assert_close(elsewhere, expected.float(), atol=1e-5, rtol=0)
+    assert_close(warp._scatter(cells, weights, values, 60), expected.float(), atol=1e-5, rtol=0)
 
 
-def test_a_warp_is_the_same_with_the_accelerators_scatter(monkeypatch):
+@pytest.mark.parametrize("at_once", [1, 2**25], ids=["view by view", "all views at once"])
+@pytest.mark.parametrize("holes", HOLES.values(), ids=HOLES)
+def test_views_made_together_as_on_a_gpu_are_those_made_one_by_one(monkeypatch, at_once, holes):
+    depth, colours = scene(holes=holes)
+    points = lift(depth, TARGETS[0], colours)
+    monkeypatch.setattr(warp, "AT_ONCE", at_once)
+    one_by_one = splat(points, TARGETS, batch=3)
+    together = list(warp._on_gpu(points, points.xyz.T.contiguous(), TARGETS, 3, [True] * len(TARGETS)))
+    for view, expected in enumerate(together):
+        assert torch.equal(expected.seen[0], one_by_one.seen[view])
+        assert_close(expected.features[0], one_by_one.features[view], atol=1e-5, rtol=0)
+        assert_close(expected.depth[0], one_by_one.depth[view], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [warp._on_processor, warp._on_gpu], ids=["processor", "gpu"])
+def test_views_of_which_only_depth_is_wanted_have_no_features(make):
     depth, colours = scene()
     points = lift(depth, TARGETS[0], colours)
-    on_cpu, scatter, calls = splat(points, TARGETS), warp._scatter, []
-
-    def elsewhere(cells, weights, values, count):
-        calls.append(count)
-        return scatter(cells, weights, values.as_subclass(Elsewhere), count).as_subclass(torch.Tensor)
-
-    monkeypatch.setattr(warp, "_scatter", elsewhere)
-    found = splat(points, TARGETS)
-    assert len(calls) == len(TARGETS)
-    assert torch.equal(found.seen, on_cpu.seen)
-    assert_close(found.features, on_cpu.features, atol=1e-5, rtol=0)
+    whole = splat(points, TARGETS)
+    views = list(make(points, points.xyz.T.contiguous(), TARGETS, 16, [view % 2 == 0 for view in range(len(TARGETS))]))
+    assert [view.features.shape[-1] for view in views] == [3, 0, 3, 0, 3]
+    for number, view in enumerate(views):
+        assert torch.equal(view.seen[0], whole.seen[number])
+        assert_close(view.depth[0], whole.depth[number], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -53,15 +53,16 @@ def guides(layout: FramePackLayout, retrieved: Sequence[Keyframe], history: Came
     """What guides one chunk.
 
     `retrieved` keyframes, the best one last; `history`: the cameras of all slots' frames in their order, the newest
-    frame's last; `target`: the cameras of the new frames, of which every latent shows its last.
+    frame's last; `target`: the cameras of the new frames, of which every latent shows its last. On the target's device.
     """
+    history = history.to(target.w2c.device)
     cameras = join(history, target[LATENT_FRAMES - 1 :: LATENT_FRAMES])
     rays = torch.cat([on_latents(ray_maps(cameras[i], history[-1])) for i in range(len(cameras))], 1)
-    seen = [canonical_history(layout, target.size), warped_correspondences(layout, retrieved, target)]
+    seen = [canonical_history(layout, target.size, target.w2c.device), warped_correspondences(layout, retrieved, target)]
     return Guides(rays, torch.cat(seen, 1))
 
 
-def canonical_history(layout: FramePackLayout, size: tuple[int, int]) -> Tensor:
+def canonical_history(layout: FramePackLayout, size: tuple[int, int], device=None) -> Tensor:
     """(SLOT_CHANNELS per spatial slot, spatial slots, h, w): each spatial slot's own pixels, as near as can be.
 
     The block of the best correspondence says -1 for depth, the others +1; all repeat the slot's own coordinates.
@@ -71,7 +72,7 @@ def canonical_history(layout: FramePackLayout, size: tuple[int, int]) -> Tensor:
         [
             torch.cat(
                 [
-                    on_latents(_with_depth(canonical_coordinates(size, slot, slots), depth))
+                    on_latents(_with_depth(canonical_coordinates(size, slot, slots, device), depth))
                     for depth in (-1.0, *[1.0] * (slots - 1))
                 ]
             )
@@ -96,20 +97,24 @@ def warped_correspondences(layout: FramePackLayout, retrieved: Sequence[Keyframe
     height, width = (side // LATENT_PIXELS for side in size)
     maps = torch.full((slots, SLOT_CHANNELS, layout.new_latents, height, width), -1.0, device=target.w2c.device)
     depths = SLOT_CHANNELS * 3 // 4  # the channels after the coordinates'
-    near, far = float("inf"), 0.0
+    extremes: list[Tensor] = []
     for block, keyframe in enumerate(reversed(retrieved)):
         coordinates = canonical_coordinates(size, slots - 1 - block, slots, target.w2c.device)
         depth = keyframe.depth.to(target.w2c.device)
         points = lift(depth, keyframe.camera.to(target.w2c.device), coordinates)
-        for frame, view in enumerate(splat_views(points, target)):
-            near, far = min(near, float(view.depth.min())), max(far, float(view.depth.max()))
-            latent, rest = divmod(frame + 1, LATENT_FRAMES)
-            if rest == 0:
+        for frame, view in enumerate(splat_views(points, target, features_of=_ends_a_latent)):
+            extremes.append(torch.stack(view.depth.aminmax()))
+            if _ends_a_latent(frame):
                 seen = torch.where(view.seen[..., None], view.features.clamp(-1, 1), -1.0)
                 both = torch.cat([seen, view.depth[..., None]], -1).movedim(-1, 0)
-                maps[block, :, latent - 1] = on_latents(both)[:, 0]
-    spread = max(far - near, 1e-6)
-    known = maps[: len(retrieved), depths:]
-    known.copy_(2 * (known - near) / spread - 1)
+                maps[block, :, frame // LATENT_FRAMES] = on_latents(both)[:, 0]
+    if extremes:
+        near, far = torch.stack(extremes)[:, 0].min(), torch.stack(extremes)[:, 1].max().clamp_min(0)
+        known = maps[: len(retrieved), depths:]
+        known.copy_(2 * (known - near) / (far - near).clamp_min(1e-6) - 1)
     maps[len(retrieved) :, depths:] = 1.0
     return maps.flatten(0, 1)
+
+
+def _ends_a_latent(frame: int) -> bool:
+    return (frame + 1) % LATENT_FRAMES == 0

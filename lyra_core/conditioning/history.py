@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .framepack import FramePackLayout
@@ -33,7 +34,7 @@ class History:
     layout: FramePackLayout
     latents: Tensor  # (16, history slots, h, w) clean, as the host's VAE returns them
     warped: Tensor  # (16, new latents, h, w) the newest frame, warped into the new views and encoded
-    make_guides: Callable[[], Guides]
+    make_guides: Callable[[torch.device | None], Guides]
 
     def __post_init__(self):
         if self.latents.ndim != 4:
@@ -54,9 +55,9 @@ class History:
         """(h, w) in latents."""
         return tuple(self.latents.shape[-2:])
 
-    def guides(self) -> Guides:
-        """Made anew on every call; ValueError if they don't fit."""
-        made, new, spatial = self.make_guides(), self.layout.new_latents, self.layout.slots("spatial")
+    def guides(self, device: torch.device | None = None) -> Guides:
+        """Made anew on every call, on `device` (None: the processor); ValueError if they don't fit."""
+        made, new, spatial = self.make_guides(device), self.layout.new_latents, self.layout.slots("spatial")
         self._check("rays", made.rays, RAY_CHANNELS, self.layout.slots() + new)
         self._check("correspondences", made.correspondences, SLOT_CHANNELS * spatial, spatial + new)
         return made

@@ -135,7 +135,7 @@ def focal_from_fov(size: tuple[int, int], horizontal_fov: float) -> float:
 
 def rays(size: tuple[int, int], K: Tensor) -> Tensor:
     """Directions (H, W, 3) through the pixels, with z = 1."""
-    return pixel_grid(size) @ torch.linalg.inv(K).T
+    return pixel_grid(size, K.device) @ torch.linalg.inv(K).T
 
 
 def plane(size: tuple[int, int], K: Tensor, distance: float) -> DepthMap:

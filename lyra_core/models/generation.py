@@ -19,13 +19,14 @@ from torch import Tensor
 from ..cameras.camera import Cameras, join
 from ..conditioning.correspondence import guides
 from ..conditioning.framepack import LATENT_FRAMES, LYRA2, FramePackLayout, spatial_frames, temporal_latents
-from ..conditioning.history import History
+from ..conditioning.history import Guides, History
 from ..memory.depth_alignment import DepthEstimator, NoScaleError, in_scene_units, known_depth
 from ..memory.warp import lift, splat
 from ..world import control
 from ..world.world import ChunkPlan, Latents, World, append, keyframe_ids, to_uint8, warped_views
 from . import streaming_vae
 from .depth_estimators import MemoryEstimator
+from .devices import geometry_device
 from .streaming_vae import FRAMES, PAIR, Stream
 
 STILL = 25  # latents of the photo, repeated, that stand for the time before a world's first chunk
@@ -61,7 +62,11 @@ def pack(
     warped = warped_latents(world, plan, vae)
     on_step(2, 3)
     cameras = join(*(_camera(world, frame) for frame in frames))
-    make = partial(guides, layout, [world.memory[frame] for frame in plan.retrieved], cameras, plan.target)
+    retrieved = [world.memory[frame] for frame in plan.retrieved]
+
+    def make(device: torch.device | None) -> Guides:
+        return guides(layout, retrieved, cameras, plan.target.to(device or "cpu"))
+
     return History(layout, latents, warped, make)
 
 
@@ -100,7 +105,7 @@ def _alone(world: World, vae: VAE, frames: list[int]) -> list[Tensor]:
 
 def warped_latents(world: World, plan: ChunkPlan, vae: VAE) -> Tensor:
     """(16, T, h, w): the warped views, the first one repeated in front, as a video of its own."""
-    views = warped_views(world, plan.target)[0] * 2 - 1
+    views = warped_views(world, plan.target.to(geometry_device(world.size)))[0] * 2 - 1
     video = torch.cat([views[:1], views])
     return torch.cat(list(streaming_vae.encode(vae, video, streaming_vae.fresh(vae))), 1)[:, 1:]
 
@@ -213,7 +218,7 @@ def append_frames(
         reports.append(f"{extra} known frame{'s' * (extra > 1)} in front dropped")
     on_step(0, 2)
     if anchor:
-        frames, tint, report = control.anchored(world, plan, frames, comfy.model_management.get_torch_device())
+        frames, tint, report = control.anchored(world, plan, frames, geometry_device(world.size))
         kept["tint"] = {"gain": list(tint.gain), "offset": list(tint.offset)}
         reports.append(report)
     on_step(1, 2, to_uint8(frames[-1]))
@@ -231,7 +236,8 @@ def _depths(world, plan, ids, pictures, estimator, alignment) -> tuple[Tensor, s
     """Depth of a chunk's keyframes, and how it got its scale. Never the end of a long walk for want of a scale."""
     cameras = plan.target[[frame - plan.first_frame for frame in ids]]
     helpful = {*plan.retrieved, len(world) - 1}  # in the memory's order: the oldest first, as they were resampled least
-    known = known_depth([k for k in world.memory.keyframes if k.frame in helpful], cameras)
+    there = cameras.to(geometry_device(world.size))
+    known = known_depth([k for k in world.memory.keyframes if k.frame in helpful], there).cpu()
     frames = (pictures * 0.5 + 0.5).clamp(0, 1)
     try:
         return in_scene_units(estimator(frames, cameras, known), cameras, known, alignment)
@@ -245,10 +251,10 @@ def _depths(world, plan, ids, pictures, estimator, alignment) -> tuple[Tensor, s
 
 
 def invented(world: World, target: Cameras) -> Tensor:
-    """(F, H, W) which pixels of new views lie outside what the photo shows."""
-    seed = world.memory[0]
-    points = lift(seed.depth, seed.camera, torch.zeros(*world.size, 0), continuity=None)
-    return ~splat(points, target).seen
+    """(F, H, W) which pixels of new views lie outside what the photo shows; on the CPU."""
+    seed, device = world.memory[0], geometry_device(world.size)
+    points = lift(seed.depth.to(device), seed.camera.to(device), torch.zeros(*world.size, 0, device=device), continuity=None)
+    return ~splat(points, target.to(device)).seen.cpu()
 
 
 # ------------------------------------------------------------------------------------- where the VAE has got to

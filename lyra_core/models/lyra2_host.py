@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from math import prod
 
 import comfy.conds
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from ..conditioning.framepack import LYRA2, PATCH, FramePackLayout
 from ..conditioning.history import RAY_CHANNELS, History
+from .devices import PROCESSOR, geometry_device
 from .lyra2 import TEXT_TOKENS, HistoryMaps, HistoryTokens, Lyra2Model
 
 MARKER = "clean_patch_embeddings.0.weight"  # a key of every Lyra 2 transformer and of nothing else
@@ -130,10 +132,12 @@ class CONDHistory(comfy.conds.CONDRegular):
     `cond` is HistoryTokens, or HistoryMaps where they must be encoded in every step.
     """
 
-    def __init__(self, source: History, maps: HistoryMaps, cond: HistoryMaps | HistoryTokens, cost: int, part=()):
+    def __init__(
+        self, source: History, maps: Callable[[], HistoryMaps], cond: HistoryMaps | HistoryTokens, cost: int, part=()
+    ):
         super().__init__(cond)
         self.source = source
-        self.maps = maps  # of the whole chunk, wherever the conditioning keeps them
+        self.maps = maps  # of the whole chunk
         self.cost = cost  # latent pixels that would need as much memory
         self.part = part  # which new latents and which area, if not all
 
@@ -149,7 +153,7 @@ class CONDHistory(comfy.conds.CONDRegular):
         rows, columns = (slice(area[3 + axis], area[3 + axis] + area[axis]) for axis in (1, 2))
         frames = list(self.part or range(self.source.layout.new_latents))[area[3] : area[3] + area[0]]
         like = self.cond[0]
-        return self._partly(self.maps.at(frames, rows, columns).to(like.device, like.dtype), *frames, *area)
+        return self._partly(self.maps().at(frames, rows, columns).to(like.device, like.dtype), *frames, *area)
 
     def windowed(self, frames: list[int]) -> CONDHistory:
         """For some of the new latents."""
@@ -244,11 +248,18 @@ class Lyra2Base(comfy.model_base.WAN21):
             return running
         latents = self.process_latent_in(source.latents[None].to(device))
         stacked = torch.cat([latents, torch.ones_like(latents[:, :4]), latents], 1)
-        maps = HistoryMaps(stacked, *(guide[None] for guide in source.guides()))
+
+        def maps(where: torch.device) -> HistoryMaps:
+            return HistoryMaps(stacked, *(guide[None] for guide in source.guides(where)))
+
+        where = geometry_device(tuple(8 * side for side in source.size), make_room=False)
+        made = maps(where)
+        # a gigabyte that only conditionings of an area ask for again
+        kept = (lambda: made) if where == PROCESSOR else cache(partial(maps, PROCESSOR))
         if changing:
             # copies, because autograd can't keep tensors that were made in inference mode
-            return CONDHistory(source, maps, maps.to(device, dtype, copy=True), cost)
-        cond = CONDHistory(source, maps, self.diffusion_model.encode(maps, device, dtype), cost)
+            return CONDHistory(source, kept, made.to(device, dtype, copy=True), cost)
+        cond = CONDHistory(source, kept, self.diffusion_model.encode(made, device, dtype), cost)
         self._running = (weakref.ref(cond), made_for)
         return cond
 

@@ -29,19 +29,21 @@ PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 def caption_pictures(world: World, target: Cameras, projections: int = PROJECTIONS, sources: int = SOURCES) -> Tensor:
-    """(2 + n, H, W, 3) in 0 .. 1: the photo, the newest frame, and n views along `target`, black where nothing is known."""
+    """(2 + n, H, W, 3) in 0 .. 1: the photo, the newest frame, and n views along `target`, black where nothing is known.
+
+    Looked up on the target's device; the result is on the CPU.
+    """
     ahead = torch.linspace(0, len(target) - 1, projections + 1).long()[1:].unique().tolist()
     newest = len(world) - 1
     known = [newest, *retrieve(world.memory, target[ahead[-1:]], sources - 1)]
-    points = merge(
-        *(
-            lift(world.memory[frame].depth, world.memory[frame].camera, world.exact(frame) * 0.5 + 0.5)
-            for frame in dict.fromkeys(known)
-        )
-    )
-    views = splat(points, target[ahead])
+    device = target.w2c.device
+    lifted = []
+    for frame in dict.fromkeys(known):
+        keyframe, picture = world.memory[frame], world.exact(frame) * 0.5 + 0.5
+        lifted.append(lift(keyframe.depth.to(device), keyframe.camera.to(device), picture.to(device)))
+    views = splat(merge(*lifted), target[ahead])
     seen = [world.exact(frame) * 0.5 + 0.5 for frame in (0, newest)]
-    return torch.cat([torch.stack(seen), views.features]).clamp(0, 1)
+    return torch.cat([torch.stack(seen), views.features.cpu()]).clamp(0, 1)
 
 
 def caption_prompt(pictures: int, hint: str = "") -> str:

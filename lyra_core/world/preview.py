@@ -86,6 +86,7 @@ def explore(
     count: int = 5,
     prompts: Callable[[int], str] = lambda chunk: "",
     folder: Path | None = None,
+    device: torch.device | None = None,
     on_frame: Callable[[int, int, Tensor | None], None] = lambda done, total, image: None,
     on_chunk: Callable[[World], None] = lambda world: None,
     afford: Callable[[int, str], None] = lambda needed, what: None,
@@ -106,9 +107,9 @@ def explore(
         else:
             left = len(target) - index * chunk_frames
             afford(memory_needed(world.size, left, chunk_frames), f"a walk of {left} frames of {world.size[1]}x{world.size[0]}")
-            chunk_plan = plan(world, cameras, count, VIEWS)
+            chunk_plan = plan(world, cameras, count, VIEWS, device)
             preview = generate(
-                world, chunk_plan, lambda done, _, image, i=index: on_frame(i * chunk_frames + done, len(target), image)
+                world, chunk_plan, lambda done, _, image, i=index: on_frame(i * chunk_frames + done, len(target), image), device
             )
             grown = append(
                 world, chunk_plan, preview.frames, preview.invented, preview.depths, prompts(index), settings
@@ -128,26 +129,34 @@ def memory_needed(size: tuple[int, int], frames: int, chunk_frames: int) -> int:
 
 
 def generate(
-    world: World, plan: ChunkPlan, on_frame: Callable[[int, int, Tensor], None] = lambda done, total, image: None
+    world: World,
+    plan: ChunkPlan,
+    on_frame: Callable[[int, int, Tensor], None] = lambda done, total, image: None,
+    device: torch.device | None = None,
 ) -> Preview:
-    """The frames of `plan`, from what the world remembers. Deterministic. `on_frame(done, total, (H, W, 3) uint8)`."""
+    """The frames of `plan`, from what the world remembers. Deterministic. `on_frame(done, total, (H, W, 3) uint8)`.
+
+    Looked up on `device` (None: the CPU); the result is on the CPU.
+    """
     count = len(plan.target)
     frames = torch.empty(count, *world.size, 3, dtype=torch.uint8)
     invented = torch.empty(count, *world.size, dtype=torch.bool)
     depths: dict[int, Tensor] = {}
     keyframes = keyframe_ids(plan)
-    sources = remembered_sources(world, plan)
+    sources = remembered_sources(world, plan, device)
+    cameras = plan.target.to(sources[0].depth.device)
     fresh: dict[int, Source] = {}
     for done, index in enumerate(coarse_to_fine(plan)):
         near = sorted(sorted(fresh, key=lambda i: abs(i - index))[:NEIGHBOURS])
-        camera = plan.target[index]
+        camera = cameras[index]
         look = look_up([*sources, *(fresh[i] for i in near)], camera)
-        frames[index], invented[index] = to_uint8(look.image), look.invented
+        frames[index], invented[index] = to_uint8(look.image), look.invented.cpu()
         frame = plan.first_frame + index
         if frame in keyframes:
-            depths[frame] = look.depth
+            depths[frame] = look.depth.cpu()
             earlier = [*sources, *fresh.values()]
-            fresh[index] = _source(to_float(frames[index]), look.invented, look.depth, camera, earlier)
+            image = to_float(frames[index]).to(look.depth.device)
+            fresh[index] = _source(image, look.invented, look.depth, camera, earlier)
         on_frame(done + 1, count, frames[index])
     return Preview(frames, invented, depths)
 

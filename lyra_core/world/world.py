@@ -247,20 +247,21 @@ def frame_ids(world: World, first: int = 0, count: int = 0, backwards: bool = Fa
     return ids[::-1] if backwards else ids
 
 
-def plan(world: World, target: Cameras, count: int = 5, views: int = 1) -> ChunkPlan:
+def plan(world: World, target: Cameras, count: int = 5, views: int = 1, device: torch.device | None = None) -> ChunkPlan:
     """The next chunk, for the cameras `target` of its new frames.
 
     `count` past frames at most are retrieved for the last target camera, or for `views` cameras spread over the chunk (the
-    reference's option, which also finds what is only seen on the way).
+    reference's option, which also finds what is only seen on the way), computed on `device` (None: the CPU, where worlds are).
     """
-    target = about(check(target, "the target cameras"), world.first.cameras.origin)
+    target = about(check(target.to("cpu"), "the target cameras"), world.first.cameras.origin)
     if target.size != world.size:
         raise ValueError(
             f"the target cameras are for {target.size[1]}x{target.size[0]} but the world is "
             f"{world.size[1]}x{world.size[0]}; resize the trajectory"
         )
     asked = [int(i) for i in torch.linspace(0, len(target) - 1, views + 1).long()[1:]]
-    return ChunkPlan(world.key, len(world), target, tuple(retrieve(world.memory, target[asked], count)))
+    retrieved = retrieve(world.memory, target[asked].to(device or "cpu"), count)
+    return ChunkPlan(world.key, len(world), target, tuple(retrieved))
 
 
 def warped_views(
@@ -268,10 +269,10 @@ def warped_views(
 ) -> tuple[Tensor, Tensor]:
     """The newest frame seen by F other cameras: pictures (F, H, W, 3) in 0 .. 1, black holes, and what is seen (F, H, W).
 
-    `on_view(done, total, (H, W, 3) uint8)`.
+    Made on the target's device, given on the CPU. `on_view(done, total, (H, W, 3) uint8)`.
     """
-    keyframe = world.memory[len(world) - 1]
-    points = lift(keyframe.depth, keyframe.camera, world.exact(keyframe.frame))
+    keyframe, device = world.memory[len(world) - 1], target.w2c.device
+    points = lift(keyframe.depth.to(device), keyframe.camera.to(device), world.exact(keyframe.frame).to(device))
     pictures, seen = torch.empty(len(target), *world.size, 3), torch.empty(len(target), *world.size, dtype=torch.bool)
     for index, warp in enumerate(splat_views(points, target)):
         seen[index] = warp.seen[0]
@@ -312,7 +313,7 @@ class Gap:
 
 def continuation(world: World, trajectory: Cameras) -> tuple[Cameras, Gap]:
     """The new cameras of a trajectory whose first camera is where the world stands, and how far off that one is."""
-    here, trajectory = world.last_camera, about(trajectory, world.last_camera.origin)
+    here, trajectory = world.last_camera, about(trajectory.to("cpu"), world.last_camera.origin)
     there = trajectory[:1].resized(here.size)
     apart = (there.w2c[0, :3, :3].double() - here.w2c[0, :3, :3].double()).norm() / 8**0.5
     zoom = max((there.K / here.K)[0].diagonal()[:2].tolist(), key=lambda ratio: abs(np.log(ratio)))
@@ -360,6 +361,7 @@ def append(
 
     frames (F, H, W, 3) uint8, invented (F, H, W) bool, depths {frame id: (H, W)} for its keyframes (see `keyframe_ids`);
     the last frame before rounding (H, W, 3); of a VAE the chunk's latents, and each keyframe's (16, h, w), encoded alone.
+    Tensors may be on any device; the world is on the CPU.
     ValueError if the plan was made for another state of the world or a depth is missing or unusable.
     """
     if plan.world_key != world.key:
@@ -374,6 +376,7 @@ def append(
     # in memory as a folder gives them back: matrix products round by layout, and a walk that goes on from a folder shall
     # end in the same bits as one that never stopped
     target = replace(plan.target, w2c=plan.target.w2c.cpu().contiguous(), K=plan.target.K.cpu().contiguous())
+    frames, invented = frames.cpu(), invented.cpu()
     keyframes = []
     for frame in keyframe_ids(plan):
         depth = depths.get(frame)
