@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras.camera import Cameras, check_lens, from_normalized, pinhole, pixel_grid
+from ..cameras.camera import Cameras, check, check_lens, from_normalized, pinhole, pixel_grid
 from .resampling import PATCH, whole_patches
 
 METRIC_FOCAL = 300.0  # pixels, of the camera that Depth Anything 3 Metric gives its depth for
@@ -328,6 +328,26 @@ def _da3_lens(geometry: dict, index: int) -> Tensor | None:
         return None
     height, width = _da3_grid(K[found], tuple(geometry["depth"].shape[1:]))
     return K[index] / torch.tensor([[width], [height], [1.0]])
+
+
+def da3_cameras(geometry: dict, size: tuple[int, int]) -> Cameras:
+    """Where the views of a multi-view DA3_GEOMETRY were taken, for pictures of `size`, seen from the first; scale of its depth.
+
+    ValueError if the network gave no cameras, or nonsense.
+    """
+    views = len(geometry["depth"])
+    if "extrinsics" not in geometry:
+        raise ValueError("this DA3_GEOMETRY has no cameras; run Depth Anything 3 with mode multiview, and Small or Base")
+    stored = geometry["extrinsics"].float().cpu()
+    lenses = [_da3_lens(geometry, index) for index in range(views)]
+    if stored.shape[-3] != views or any(K is None for K in lenses):
+        raise ValueError(f"this DA3_GEOMETRY has no camera for each of its {views} views; take a model with a camera decoder")
+    w2c = torch.eye(4, dtype=torch.float64).repeat(views, 1, 1)
+    w2c[:, :3] = stored.reshape(-1, *stored.shape[-3:])[0][:, :3].double()
+    if not torch.isfinite(w2c).all():
+        raise ValueError("Depth Anything 3 found no cameras for these photos; place them by what they show alike")
+    K = from_normalized(torch.stack(lenses), size)
+    return check(Cameras((w2c @ torch.linalg.inv(w2c[0])).float(), K, size), "Depth Anything 3")
 
 
 def _da3_grid(K: Tensor, size: tuple[int, int]) -> tuple[int, int]:

@@ -1,0 +1,110 @@
+"""Views that a world begins from: several photos, or what a video or a capture has of them, each with its depth and camera."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..lyra_core.cameras.camera import Cameras
+from ..lyra_core.memory import depth as depths
+from ..lyra_core.memory import posing
+from . import types
+
+MATCHES, MULTIVIEW, KNOWN = "by what they show alike", "Depth Anything 3", "cameras"
+
+
+def _depth_input(tooltip: str):
+    return types.Depth.Input("depth", tooltip=tooltip)
+
+
+class Photos(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        ways = [
+            io.DynamicCombo.Option(
+                MATCHES,
+                [
+                    _depth_input(
+                        "From Lyra 2 Depth of the same photos. With that of the first alone, the others remember only what it shows."
+                    ),
+                    io.Combo.Input(
+                        "focal",
+                        options=list(posing.FOCAL_CHOICES),
+                        default=posing.FOCAL_CHOICES[0],
+                        tooltip="Focal length: that of the depth; the one that fits best, where the camera went around something or "
+                        "turned; or one for each photo, for a zoom lens whose first photo is right.",
+                    ),
+                ],
+            ),
+            io.DynamicCombo.Option(
+                MULTIVIEW,
+                [
+                    types.Da3Geometry.Input(
+                        "da3_geometry", tooltip="From Run Depth Anything 3 of the same photos with mode multiview (Small or Base)."
+                    )
+                ],
+            ),
+            io.DynamicCombo.Option(
+                KNOWN,
+                [
+                    types.Cameras.Input("cameras", tooltip="Where the photos were taken, one each, such as from Lyra 2 Load Capture."),
+                    _depth_input("From Lyra 2 Depth of the same photos; each is brought to the scale of the cameras."),
+                ],
+            ),
+        ]
+        return io.Schema(
+            node_id="Lyra2Photos",
+            display_name="Lyra 2 Photos",
+            category=types.CATEGORY,
+            search_aliases=["structure from motion", "colmap", "pose", "several photos", "multi-view"],
+            description="Finds where photos of one still place were taken, and brings their depths to one scale. The first is where a world "
+            "begins; the others are remembered. What does not fit is left out, and the report says why.",
+            inputs=[
+                io.Image.Input(
+                    "images", tooltip="2 to 10 photos of one place that overlap, all of one size (Batch Images): each shows a third of "
+                    "another at least. Both sides multiples of 16."
+                ),
+                io.DynamicCombo.Input("places", options=ways, tooltip="How it is known where each photo was taken."),
+                io.Int.Input(
+                    "least_matches",
+                    default=posing.LEAST,
+                    min=0,
+                    max=1000,
+                    advanced=True,
+                    tooltip="Photos of which fewer points fit to the others are left out. Higher: stricter. 0: all stay that Depth "
+                    "Anything 3 has placed.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="Those that fit, the first in front."),
+                types.Depth.Output(display_name="depth"),
+                types.Cameras.Output(display_name="cameras"),
+                io.String.Output(display_name="report", tooltip="How well each photo fits, and which were left out."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images, places, least_matches=posing.LEAST) -> io.NodeOutput:
+        images = types.colour(images)
+        placement = _placement(images, places, least_matches)
+        report = "\n".join(posing.said(placement, len(images)))
+        chosen = [its.photo for its in placement.placed]
+        cameras = [its.camera for its in placement.placed]
+        seen = Cameras(torch.cat([c.w2c for c in cameras]), torch.cat([c.K for c in cameras]), cameras[0].size, cameras[0].origin)
+        return io.NodeOutput(
+            images[chosen], tuple(its.depth for its in placement.placed), seen, report, ui=ui.PreviewText(report)
+        )
+
+
+def _placement(images: torch.Tensor, places: dict, least: int) -> posing.Placement:
+    size, on_step = tuple(images.shape[1:3]), types.progress()
+    if places["places"] == MATCHES:
+        return posing.place(images, places["depth"], least, places["focal"], on_step)
+    if places["places"] == KNOWN:
+        return posing.fitted(images, places["depth"], places["cameras"].to("cpu"), least, on_step)
+    cameras = depths.da3_cameras(places["da3_geometry"], size)
+    maps = [depths.from_da3(places["da3_geometry"], i, size=size, K=cameras.K[i]) for i in range(len(cameras))]
+    return posing.agreed(images, maps, cameras, least, on_step)
+
+
+NODES = [Photos]
