@@ -71,6 +71,13 @@ def graphs():
 
 
 @pytest.fixture(scope="session")
+def scenes():
+    """tools/benches/scenes.py as a module: rooms of which everything is known."""
+    load_package("lyra_benches", PROJECT / "tools" / "benches")
+    return importlib.import_module("lyra_benches.scenes")
+
+
+@pytest.fixture(scope="session")
 def tiny_models():
     """tools/tiny_models.py as a module."""
     return load_tool("tiny_models")

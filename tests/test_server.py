@@ -37,6 +37,8 @@ NODES = {
     "Lyra2CamerasToLoad3D",
     "Lyra2Depth",
     "Lyra2LoadDepth",
+    "Lyra2Photos",
+    "Lyra2Panorama",
     "Lyra2BeginWorld",
     "Lyra2RetrieveHistory",
     "Lyra2PreviewChunks",

@@ -210,7 +210,12 @@ def axes_through(K: Tensor, pixel: tuple[float, float]) -> tuple[Tensor, Tensor]
 
 
 def from_picture(picture: Tensor, K: Tensor, kind: str, near: float, far: float) -> DepthMap:
-    """A depth picture (H, W) or (H, W, C) with values 0..1.
+    """A depth picture (H, W) or (H, W, C) with values 0..1; see `read_picture`."""
+    return depth_map(read_picture(picture, kind, near, far), K, f"{kind} picture")
+
+
+def read_picture(picture: Tensor, kind: str, near: float, far: float) -> Tensor:
+    """Depth (H, W), or what else a picture (H, W) or (H, W, C) with values 0..1 measures, 0 = unknown.
 
     kind 'disparity': white is `near`, black is `far`, 1/depth in between (Depth Anything, MiDaS, ControlNet pictures);
     'linear': black is `near`, white is `far`; 'metric': the value is the depth in units of `far`, black is unknown.
@@ -220,12 +225,11 @@ def from_picture(picture: Tensor, K: Tensor, kind: str, near: float, far: float)
         raise ValueError(f"kind {kind!r}: expected 'disparity', 'linear' or 'metric'")
     if not 0 < near < far:
         raise ValueError(f"near {near:g} and far {far:g}: expected 0 < near < far, in scene units")
-    depth = {
+    return {
         "disparity": 1 / (1 / far + value.clamp(0, 1) * (1 / near - 1 / far)),
         "linear": near + value.clamp(0, 1) * (far - near),
         "metric": value * far,
     }[kind]
-    return depth_map(depth, K, f"{kind} picture")
 
 
 def doubts(picture: Tensor, kind: str) -> list[str]:
@@ -295,6 +299,15 @@ def from_da3(
         K = assumed_lens(size or tuple(depth.shape), horizontal_fov)
         return _fitted(depth, None, size, K, f"Depth Anything 3, field of view of {horizontal_fov:g} degrees assumed")
     return _fitted(depth, normalised, size, K, "Depth Anything 3")
+
+
+def distance_from_moge(geometry: dict) -> Tensor:
+    """Distances (H, W) along the rays of a panorama, 0 = unknown, from the host's MOGE_GEOMETRY of one."""
+    if "intrinsics" in geometry:
+        raise ValueError("this MOGE_GEOMETRY is of a perspective view; run MoGe Panorama Inference on the panorama")
+    distance = _pick(geometry, "depth", 0, "MOGE_GEOMETRY").float().cpu()
+    # what it sees nothing in is put far away there
+    return torch.where(_pick(geometry, "mask", 0, "MOGE_GEOMETRY").bool().cpu(), distance, 0.0)
 
 
 def _fitted(

@@ -288,7 +288,8 @@ def fitted(pictures: Tensor, maps: Sequence[DepthMap], cameras: Cameras, least: 
         raise ValueError(f"{len(cameras)} cameras and {len(maps)} depths for {count} photos; give one each, in the same order")
     if cameras.size != size:
         raise ValueError(f"the cameras are for {cameras.size[1]}x{cameras.size[0]}, the photos are {size[1]}x{size[0]}; resize one")
-    check(cameras)
+    if float((check(cameras).centers - cameras.centers[0]).norm(dim=1).max()) < 1e-6:
+        raise ValueError("these cameras all stand in one place, which tells no scale; place the photos by what they show alike")
     found, pairs = _matched(pictures, on_step)
     maps = [replace(its, K=K.float().cpu()) for its, K in zip(maps, cameras.K, strict=True)]
     counts, ratios = np.zeros((count, count), int), [np.empty(0) for _ in maps]
@@ -353,19 +354,27 @@ def _kept(
 
 
 def said(placement: Placement, count: int) -> list[str]:
-    """A line for each of `count` photos, and what holds for all."""
-    lines = dict.fromkeys(range(count), "")
-    first = placement.placed[0].camera
+    """What holds for all photos, and a line for each of `count`."""
+    lines = [f"photo {i + 1}: " for i in range(count)]
     for its in placement.placed:
-        fits = f"{its.fits} of {its.of} matches fit" + (f", {its.error:.1f} pixels off" if its.error else "") if its.of else "the scene's origin"
-        away = float((its.camera.centers - first.centers).norm())
-        turn = its.camera.w2c[0, :3, :3] @ first.w2c[0, :3, :3].T
-        angle = float(torch.rad2deg(torch.arccos(((turn.trace() - 1) / 2).clamp(-1, 1))))
-        where = f"; {away:.3g} scene units away, turned by {angle:.3g} degrees" if its.photo else ""
-        lines[its.photo] = "; ".join([f"photo {its.photo + 1}: {fits}{where}", *its.notes])
+        lines[its.photo] += "; ".join([*_how_well(its), *_where(its, placement.placed[0].camera), *its.notes])
     for its in placement.left_out:
-        lines[its.photo] = f"photo {its.photo + 1}: left out, only {its.fits} matches fit" + (f"; {its.why}" if its.why else "")
-    return [*placement.notes, *filter(None, lines.values())]
+        lines[its.photo] += "; ".join([f"left out, only {its.fits} matches fit", *filter(None, [its.why])])
+    return [*placement.notes, *lines]
+
+
+def _how_well(its: Placed) -> list[str]:
+    if not its.of:
+        return []
+    return [f"{its.fits} of {its.of} matches fit" + (f", {its.error:.1f} pixels off" if its.error else "")]
+
+
+def _where(its: Placed, first: Cameras) -> list[str]:
+    if not its.photo:
+        return ["the world begins here"]
+    away = float((its.camera.centers - first.centers).norm())
+    off = (its.camera.w2c[0, :3, :3].double() @ first.w2c[0, :3, :3].double().T - torch.eye(3)).norm()
+    return [f"{away:.3g} scene units away, turned by {np.degrees(2 * np.arcsin(min(float(off) / 8**0.5, 1))):.3g} degrees"]
 
 
 def _why(picture: Tensor, found: list[Features], placed: dict[int, Placed], maps: Sequence[DepthMap], least: int) -> str:

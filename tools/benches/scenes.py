@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lyra_core.cameras.camera import Cameras, pixel_grid
+from lyra_core.cameras.camera import Cameras, pinhole, pixel_grid
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,25 @@ FURNISHED = Room(
 )
 
 
+def standing(places: Sequence[tuple[float, ...]], size: tuple[int, int] = (480, 832), focal: float = 600.0) -> Cameras:
+    """Cameras at places (x, y, z, degrees turned right, down): the last two may be left out."""
+    cameras = pinhole(size, focal, len(places))
+    for w2c, place in zip(cameras.w2c, places, strict=True):
+        yaw, pitch = (math.radians(angle) for angle in (*place[3:], 0.0, 0.0)[:2])
+        right = torch.tensor([[math.cos(yaw), 0, math.sin(yaw)], [0, 1, 0], [-math.sin(yaw), 0, math.cos(yaw)]])
+        down = torch.tensor([[1, 0, 0], [0, math.cos(pitch), math.sin(pitch)], [0, -math.sin(pitch), math.cos(pitch)]])
+        w2c[:3, :3] = (right @ down).T
+        w2c[:3, 3] = -w2c[:3, :3] @ torch.tensor(place[:3], dtype=torch.float32)
+    return cameras
+
+
+def errors(found: Cameras, true: Cameras) -> tuple[float, float]:
+    """The largest angle in degrees, and distance in scene units, between cameras that should be the same."""
+    turn = (found.w2c[:, :3, :3].double() @ true.w2c[:, :3, :3].double().mT - torch.eye(3)).flatten(1).norm(dim=1)
+    angle = torch.rad2deg(2 * torch.arcsin((turn / 8**0.5).clamp(max=1)))
+    return float(angle.max()), float((found.centers - true.centers).norm(dim=1).max())
+
+
 def traced(room: Room, cameras: Cameras) -> tuple[Tensor, Tensor]:
     """Pictures (F, H, W, 3) in 0..1 and their depth (F, H, W) along z."""
     pictures, depths = zip(*(_traced(room, camera) for camera in (cameras[i] for i in range(len(cameras)))), strict=True)
@@ -42,19 +63,23 @@ def traced(room: Room, cameras: Cameras) -> tuple[Tensor, Tensor]:
 
 
 def _traced(room: Room, camera: Cameras) -> tuple[Tensor, Tensor]:
-    rays = (pixel_grid(camera.size) @ camera.K_inverse[0].T) @ camera.c2w[0, :3, :3].T  # one unit along z
-    depth = _crossings(room.walls, camera, rays)[1]
-    surface = torch.zeros(camera.size, dtype=torch.long)
+    return seen_along(room, camera.centers[0], (pixel_grid(camera.size) @ camera.K_inverse[0].T) @ camera.c2w[0, :3, :3].T)
+
+
+def seen_along(room: Room, center: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
+    """Colours (H, W, 3) that rays (H, W, 3) from a point meet, and how many of their lengths away (H, W)."""
+    depth = _crossings(room.walls, center, rays)[1]
+    surface = torch.zeros(depth.shape, dtype=torch.long)
     for number, thing in enumerate(room.things, 1):
-        enters, leaves = _crossings(thing, camera, rays)
+        enters, leaves = _crossings(thing, center, rays)
         hit = (enters < leaves) & (enters > 0) & (enters < depth)
         depth, surface = torch.where(hit, enters, depth), torch.where(hit, number, surface)
-    return _painted(camera.centers[0] + rays * depth[..., None], surface), depth
+    return _painted(center + rays * depth[..., None], surface), depth
 
 
-def _crossings(box: Tensor, camera: Cameras, rays: Tensor) -> tuple[Tensor, Tensor]:
-    """Where rays (H, W, 3) enter and leave a box, along z."""
-    ends = (box - camera.centers[0])[:, None, None] / torch.where(rays.abs() < 1e-9, 1e-9, rays)
+def _crossings(box: Tensor, center: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rays (H, W, 3) enter and leave a box, in their lengths."""
+    ends = (box - center)[:, None, None] / torch.where(rays.abs() < 1e-9, 1e-9, rays)
     return ends.amin(0).amax(-1), ends.amax(0).amin(-1)
 
 
