@@ -8,6 +8,7 @@ from ..lyra_core.models import da3_gaussians, lyra2_host
 from . import (
     caption,
     checkpoint,
+    consistency,
     control,
     depth,
     depth_estimator,
@@ -58,7 +59,7 @@ class LyraExtension(ComfyExtension):
             world.RewindWorld,
             world.WorldFrames,
             video.WorldVideo,
-            world.Consistency,
+            consistency.Consistency,
             explorer.Explorer,
             sampling.Sigmas,
             sampling.UniPCSampler,

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..lyra_core import metrics
 from ..lyra_core.cameras.camera import Cameras
 from ..lyra_core.cameras.captions import caption
 from ..lyra_core.memory.depth import DepthMap
@@ -335,52 +332,3 @@ class WorldFrames(Node):
             DepthMap(k.depth, k.camera.K[0], f"frame {k.frame}") for k in world.memory.keyframes if k.frame in set(ids)
         )
         return io.NodeOutput(frames, world.cameras[ids], invented, depths)
-
-
-@dataclass(frozen=True)
-class _OneByOne(Sequence):
-    """Frames that are made when they are looked at."""
-
-    total: int
-    make: Callable[[int], torch.Tensor]
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.make(index)
-
-
-class Consistency(Node):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="Lyra2Consistency",
-            display_name="Lyra 2 Consistency",
-            category=types.CATEGORY,
-            is_output_node=True,
-            description="How well a world agrees with itself where its path comes back: PSNR of returning against outgoing frames, on the "
-            "pixels that the outgoing frame had from the photo. Higher is better.",
-            inputs=[types.World.Input("world")],
-            outputs=[
-                io.String.Output(display_name="report"),
-                io.Float.Output(display_name="psnr"),
-                io.Image.Output(display_name="pairs", tooltip="Outgoing left, returning right, of the worst pair."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, world) -> io.NodeOutput:
-        types.afford(4 * 8 * len(world) ** 2, f"comparing {len(world)} cameras with each other")
-        frames, seen = (
-            _OneByOne(len(world), part)
-            for part in (lambda i: worlds.to_float(world.frame(i)), lambda i: ~world.invented(i))
-        )
-        found = metrics.revisit_psnr(frames, world.cameras, seen, on_pair=types.progress())
-        worst = min(range(len(found.psnr)), key=found.psnr.__getitem__)
-        report = (
-            f"{len(found.psnr)} frames come back to where others were taken: PSNR {found.pooled:.2f} dB "
-            f"(worst pair {found.psnr[worst]:.2f} dB: frames {found.outgoing[worst]} and {found.returning[worst]})"
-        )
-        pair = torch.cat([frames[found.outgoing[worst]], frames[found.returning[worst]]], 1)
-        return io.NodeOutput(report, found.pooled, pair[None], ui=ui.PreviewText(report))

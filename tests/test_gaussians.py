@@ -13,7 +13,7 @@ from lyra_core.cameras.camera import (
     quaternion_to_rotation,
     unproject,
 )
-from lyra_core.metrics import psnr
+from lyra_core.metrics.pictures import psnr
 from lyra_core.splats.gaussians import (
     FOOTPRINT,
     LONGEST,

@@ -95,8 +95,7 @@ def test_every_workflow_of_the_transformer_runs_from_its_file(launcher, server, 
         made = {file.suffix for file in launcher.output_files(outputs, server)}
         made |= {file.suffix for file in server.output.glob(f"exports/{name}/*")}
         assert {".mp4", ".ply", ".glb"} <= made, f"{name} made {made}"
-        if name == "lyra_there_and_back":
-            assert any("PSNR" in text for text in launcher.output_texts(outputs))
+        assert any("TSED" in text for text in launcher.output_texts(outputs)), f"{name} does not end in its scores"
     worlds = base / "output" / "worlds"
     assert {folder.name for folder in worlds.iterdir()} == {
         "lyra_zoom_in",
@@ -120,6 +119,7 @@ def test_every_workflow_of_vace_runs_from_its_file(launcher, server, project, ba
         outputs = launcher.run_prompt(server, prompt_of(launcher, server, project, name, *settings))
         made = {file.suffix for file in launcher.output_files(outputs, server)}
         assert {".mp4", ".ply", ".glb"} <= made, f"{name} made {made}"
+        assert any("TSED" in text for text in launcher.output_texts(outputs)), f"{name} does not end in its scores"
     worlds = base / "output" / "worlds"
     made_by = [chunks_of(worlds / name)[1]["settings"]["generator"] for name in ("vace_zoom_out", "any_video_model")]
     assert made_by == ["wan vace", "another model"]

@@ -9,7 +9,7 @@ import torch
 
 from lyra_core.cameras.camera import Cameras, pinhole, project, quaternion_to_rotation
 from lyra_core.cameras.presets import preset
-from lyra_core.metrics import psnr, ssim
+from lyra_core.metrics.pictures import psnr, ssim
 from lyra_core.splats import optimize as module
 from lyra_core.splats.gaussians import Gaussians, colors_to_sh
 from lyra_core.splats.optimize import optimize

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from lyra_core.cameras import panorama
 from lyra_core.cameras.camera import Cameras, unproject
-from lyra_core.metrics import psnr
+from lyra_core.metrics.pictures import psnr
 from lyra_core.world.preview import look_up, remembered_sources
 from lyra_core.world.world import begin, plan
 

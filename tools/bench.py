@@ -1,4 +1,4 @@
-"""Measures cost: `python tools/bench.py [NAME]...`, all by default; the names are in MODULES.
+"""Measures cost: `python tools/bench.py [NAME]... [PHOTO or FOLDER]...`, all by default; the names are in MODULES.
 
 Scenes and weights are made up on the spot. Every bar is a ratio or a count that holds on any machine; seconds are only
 printed. Exit status 1 if a bar is missed. The benches are in benches/.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 
 import host
 from benches import Result
@@ -19,6 +20,7 @@ MODULES = {
     "loop": ("loop",),
     "recon": ("recon",),
     "explorer": ("explorer",),
+    "photos": ("consistency", "views"),
 }
 NAMES = [name for names in MODULES.values() for name in names]
 
@@ -42,7 +44,10 @@ if __name__ == "__main__":
     host.boot()
     if sys.argv[1:2] == ["--peak"]:  # memory, measured in a process of its own
         import_module("benches.geometry").report_memory(int(sys.argv[2]))
-    elif unknown := set(sys.argv[1:]) - set(NAMES):
-        sys.exit(f"no bench {', '.join(sorted(unknown))}; choose from {', '.join(NAMES)}")
-    else:
-        sys.exit(main(sys.argv[1:]))
+        sys.exit()
+    names = [word for word in sys.argv[1:] if word in NAMES]
+    photos = [Path(word) for word in sys.argv[1:] if word not in NAMES]
+    if unknown := [str(path) for path in photos if not path.exists()]:
+        sys.exit(f"no bench and no file {', '.join(unknown)}; choose from {', '.join(NAMES)}")
+    import_module("benches.photos").given.extend(photos)
+    sys.exit(main(names))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..cameras.camera import Cameras
-from ..metrics import ssim_map
+from ..metrics.pictures import ssim_map
 from .gaussians import Gaussians
 
 # gaussians and one camera to colour (H, W, 3), alpha (H, W) and depth (H, W), with gradients

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lyra_core import metrics
 from lyra_core.cameras import camera_files, presets, trajectory
 from lyra_core.cameras.camera import Cameras, pinhole
 from lyra_core.memory.depth import room_box
 from lyra_core.memory.retrieval import Keyframe, retrieve
 from lyra_core.memory.warp import lift, merge, splat, splat_views
+from lyra_core.metrics.pictures import psnr, revisit_psnr
 from lyra_core.world import preview
 from lyra_core.world.world import World, append, begin, plan, to_float, to_uint8
 
@@ -260,7 +260,7 @@ def _against(truth: tuple[Tensor, Tensor], looks: list[preview.Look]) -> tuple[f
     """Share of known pixels whose depth is off by more than 5 %, PSNR of the known pixels, share of holes."""
     images, depth, found = (torch.stack([getattr(look, n) for look in looks]) for n in ("image", "depth", "found"))
     wrong = ((depth - truth[1]).abs() > 0.05 * truth[1])[found].float().mean()
-    return float(wrong), metrics.psnr(images, truth[0], found), float((~found).float().mean())
+    return float(wrong), psnr(images, truth[0], found), float((~found).float().mean())
 
 
 # -------------------------------------------------------------------------------------------------------------- revisit
@@ -279,8 +279,8 @@ def bench_revisit() -> Iterator[Result]:
         world = preview.explore(begin(photo, walls.depth, way_out[0]), path, count=count)
         frames = [to_float(world.frame(i)) for i in range(len(world))]
         seen = [~world.invented(i) for i in range(len(world))]
-        scores[count] = metrics.revisit_psnr(frames, world.cameras, seen, tolerance=1e-4).pooled
-        whole = metrics.revisit_psnr(frames, world.cameras, tolerance=1e-4).pooled
+        scores[count] = revisit_psnr(frames, world.cameras, seen, tolerance=1e-4).pooled
+        whole = revisit_psnr(frames, world.cameras, tolerance=1e-4).pooled
         name = "with retrieval" if count else "retrieval switched off"
         yield Result(f"revisit: {name}, PSNR of what the way out saw", f"{scores[count]:.1f} dB")
         yield Result(f"revisit: {name}, PSNR of whole frames", f"{whole:.1f} dB")

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lyra_core import metrics
 from lyra_core.cameras.camera import Cameras, join, pinhole, quaternion_to_rotation, unproject
+from lyra_core.metrics.pictures import psnr
 from lyra_core.splats import alignment, gaussians, rasterize
 from lyra_core.splats.reconstruct import Views, reconstruct
 
@@ -114,7 +114,7 @@ def bench_pictures() -> Iterator[Result]:
         visible = len(rasterize._project(scene, camera, rasterize.NEAR).centers)
         took = min(seconds(partial(rasterize.render, scene, camera, backend="torch")) for _ in range(3))
         rendered = rasterize.render(scene, cameras, backend="torch")
-        quality = min(metrics.psnr(found, truth) for found, truth in zip(rendered.images, images, strict=True))
+        quality = min(psnr(found, truth) for found, truth in zip(rendered.images, images, strict=True))
         black = float((rendered.alpha < 0.5).float().mean((1, 2)).max())
         yield Result(f"recon: {len(scene):,} splats, {visible:,} in sight ({name}): a frame", f"{took:.2f} s")
         yield Result(f"recon: {name}: worst frame against the one it came from", f"{quality:.1f} dB", f"> {least:.0f}", quality > least)

@@ -11,7 +11,8 @@ HOW = """**Begin**: press *Begin* in the view (or Run). You stand where the phot
 **Fly** with W A S D, Q E and the mouse; **lay keys** with K; the strip below shows how much of each view is known already.
 **Grow** makes the next part of the world, right where you look. The tree keeps every branch; any state can be stood at again.
 
-**Run** instead of *Grow* also writes what the world has become to `exports/`: splat, mesh, cameras, pictures, video."""
+**Run** instead of *Grow* also writes what the world has become to `exports/`: splat, mesh, cameras, pictures, video; and *Consistency* says how
+well it holds together."""
 TEXT = """## {title}
 No model files are needed: what was seen is looked up, what was not is continued softly. **Static scenes only.**
 
@@ -39,7 +40,7 @@ def explore_and_grow() -> Graph:
         parts.note(text),
         parts.photo({**parts.loaded_photo(), **parts.laid_out_depth({})}, parts.begun()),
         parts.walk(explorer(name), grown("Lyra2PreviewChunks", {}, {"captions": ("explorer", 2)}), title="2 Explore and grow"),
-        parts.results(parts.everything("walk", name, geometry_model="none"), title="3 Results"),
+        parts.results(parts.everything("walk", name, geometry_model="none") | parts.scored("walk"), title="3 Results"),
     )
 
 
@@ -53,7 +54,7 @@ def lyra_explore_and_grow() -> Graph:
         lyra.note("Explore and grow", f"**You bring** a photo.\n\n{HOW}"),
         (parts.models(parts.loaded_models()), parts.photo(parts.loaded_photo(), parts.estimated_depth(), parts.begun())),
         parts.walk(explorer(name), grown("Lyra2Explore", values, sources), title="2 Explore and grow"),
-        parts.results(parts.everything("walk", name), title="3 Results"),
+        parts.results(parts.everything("walk", name) | parts.scored("walk"), title="3 Results"),
     )
 
 

@@ -27,8 +27,9 @@ ROOMY = {
     "CLIPTextEncode": 180,
     "Lyra2Explore": 900,
     "Lyra2Explorer": 820,
+    "Lyra2Consistency": 620,
 }
-WIDER = {"Lyra2Explorer": 960}  # a view to walk in, beside its panels
+WIDER = {"Lyra2Explorer": 960, "Lyra2Consistency": 560}  # a view to walk in, beside its panels; a table
 # what these show while they run stands below their widgets
 WATCHED = ("Lyra2PreviewChunks", "Lyra2AppendChunk", "Lyra2WorldGaussians", "Lyra2WorldMesh", "Lyra2RenderSplat")
 WATCHED += ("Lyra2Reconstruct", "Lyra2ExportWorld", "SamplerCustomAdvanced", SAVE_EVERYTHING.name)

@@ -97,20 +97,29 @@ def drawn(cameras: str) -> Column:
 
 
 def video(world: str, name: str) -> Column:
+    """What a walk looks like, and how well it holds together."""
     return {
         "video": Node("Lyra2WorldVideo", {}, {"world": (world, 0)}),
         "save video": Node("SaveVideo", {"filename_prefix": f"lyra2/{name}"}, {"video": ("video", 0)}),
+        **scored(world),
     }
 
 
+def scored(world: str) -> Column:
+    return {"score": Node("Lyra2Consistency", {}, {"world": (world, 0)})}
+
+
 def there_and_away(name_in: str, name_out: str, name: str) -> tuple[Column, Column]:
-    """One video of two walks from the same photo: out of it backwards, then into it, and the photo once."""
+    """One video of two walks from the same photo: out of it backwards, then into it, and the photo once. The first is scored."""
     return (
         {
             "video out": Node("Lyra2WorldVideo", {"backwards": True}, {"world": (name_out, 0)}),
             "video": Node("Lyra2WorldVideo", {"first": 1}, {"world": (name_in, 0), "before": ("video out", 0)}),
         },
-        {"save video": Node("SaveVideo", {"filename_prefix": f"lyra2/{name}"}, {"video": ("video", 0)})},
+        {
+            "save video": Node("SaveVideo", {"filename_prefix": f"lyra2/{name}"}, {"video": ("video", 0)}),
+            **scored(name_out),
+        },
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample
 
-from .cameras.camera import Cameras, project, unproject
+from ..cameras.camera import Cameras, project, unproject
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # Wang et al. 2004, as are the two stabilisers
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
@@ -103,15 +103,9 @@ def revisit_psnr(
     scale: scene units that weigh like one radian; without it, how far the path leads from its first camera.
     on_pair: (done, total) after each pair. Frames are looked at one pair at a time.
     """
-    apart = camera_distances(cameras, scale)
-    # row i: how far the path has been from camera i since then
-    left = torch.triu(apart).cummax(1).values > 10 * tolerance
-    came_back = torch.triu(left & (apart <= tolerance), 1)
-    nearest = torch.where(came_back, apart, float("inf")).min(0)
     pairs, errors = [], []
-    coming_back = came_back.any(0).nonzero().flatten().tolist()
-    for done, back in enumerate(coming_back, 1):
-        out = int(nearest.indices[back])
+    coming_back = revisits(cameras, tolerance, scale)
+    for done, (out, back) in enumerate(coming_back, 1):
         total, count = _squared_error(frames[out], frames[back], None if seen is None else seen[out])
         if count:
             pairs.append((out, back))
@@ -131,6 +125,16 @@ def revisit_psnr(
         sum(values) / len(values),
         pooled,
     )
+
+
+def revisits(cameras: Cameras, tolerance: float = 0.02, scale: float | None = None) -> list[tuple[int, int]]:
+    """Which frames come back, as `revisit_psnr` takes it: (the earlier one, the one that comes back to it)."""
+    apart = camera_distances(cameras, scale)
+    # row i: how far the path has been from camera i since then
+    left = torch.triu(apart).cummax(1).values > 10 * tolerance
+    came_back = torch.triu(left & (apart <= tolerance), 1)
+    nearest = torch.where(came_back, apart, float("inf")).min(0)
+    return [(int(nearest.indices[back]), back) for back in came_back.any(0).nonzero().flatten().tolist()]
 
 
 def camera_distances(cameras: Cameras, scale: float | None = None) -> Tensor:
@@ -153,7 +157,25 @@ def reprojection_error(
     depth_b: Tensor | None = None,
     tolerance: float = 0.05,
 ) -> float:
-    """Mean absolute colour difference between a's pixels and what b shows where they project to.
+    """Mean absolute colour difference between a's pixels and what b shows where they project to; see `shown_by_both`."""
+    a, b = shown_by_both(frame_a, depth_a, camera_a, frame_b, camera_b, depth_b, tolerance)
+    if not len(a):
+        raise ValueError(
+            "no pixel of the first view is visible in the second: they don't overlap, or their depths differ"
+        )
+    return float((b - a).abs().mean())
+
+
+def shown_by_both(
+    frame_a: Tensor,
+    depth_a: Tensor,
+    camera_a: Cameras,
+    frame_b: Tensor,
+    camera_b: Cameras,
+    depth_b: Tensor | None = None,
+    tolerance: float = 0.05,
+) -> tuple[Tensor, Tensor]:
+    """Colours (N, 3) of those of a's pixels that b shows too, and b's colours (N, 3) where they project to.
 
     frame (H, W, 3), depth (H, W) z-depth with 0 = unknown, one camera each. With `depth_b`, pixels whose depth differs
     from b's there by more than `tolerance`, relative, count as hidden in b and are left out.
@@ -168,15 +190,11 @@ def reprojection_error(
     if depth_b is not None:
         u, v = pixels.nan_to_num().round().clamp(pixels.new_zeros(2), limit).long().unbind(1)
         visible &= (z - depth_b[v, u]).abs() <= tolerance * z
-    if not visible.any():
-        raise ValueError(
-            "no pixel of the first view is visible in the second: they don't overlap, or their depths differ"
-        )
     places = (2 * pixels[visible] / limit.clamp_min(1) - 1)[None, None]
     shown = grid_sample(
         frame_b.movedim(-1, 0)[None], places, mode="bilinear", padding_mode="border", align_corners=True
     )
-    return float((shown[0, :, 0].T - frame_a[known][visible]).abs().mean())
+    return frame_a[known][visible], shown[0, :, 0].T
 
 
 def color_drift(frames: Iterable[Tensor]) -> ColorDrift:

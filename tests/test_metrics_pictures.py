@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lyra_core.cameras.camera import pinhole, unproject
-from lyra_core.metrics import camera_distances, color_drift, psnr, reprojection_error, revisit_psnr, ssim
+from lyra_core.metrics.pictures import camera_distances, color_drift, psnr, reprojection_error, revisit_psnr, ssim
 
 SIZE = (24, 32)
 

@@ -1,0 +1,1 @@
+"""How well a world agrees with itself and with its cameras, in numbers."""
