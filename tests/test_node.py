@@ -181,7 +181,7 @@ def runs(pack, here, comfy_host, tmp_path) -> dict:
         "RetrieveHistory": lambda: pack.world.RetrieveHistory.execute(here.world, here.path, 5, 1, 8),
         "PreviewChunks": lambda: pack.world.PreviewChunks.execute(here.world, here.path, 5, 8, ""),
         "WorldFrames": lambda: pack.world.WorldFrames.execute(here.world, 0, 0, False),
-        "Consistency": lambda: pack.world.Consistency.execute(here.world),
+        "Consistency": lambda: pack.consistency.Consistency.execute(here.world),
         "SaveWorld": lambda: pack.world.SaveWorld.execute(here.world, folder),
         "EditTrajectory": lambda: pack.trajectory.EditTrajectory.execute(here.path, guard),
         "DrawTrajectory": lambda: pack.trajectory.DrawTrajectory.execute(here.path, here.world),
