@@ -333,6 +333,33 @@ def test_between_chunks_the_features_wait_where_the_host_keeps_results(sv, vae, 
     assert moved == ["kept here", str(vae.device), "kept here"]
 
 
+def test_one_stream_waits_on_the_gpu_while_everything_that_is_loaded_fits_beside_it(sv, monkeypatch):
+    vae, room = SimpleNamespace(device=torch.device("cuda")), {}
+    monkeypatch.setattr(sv, "_beside", weakref.WeakSet())
+    monkeypatch.setattr(sv, "_room", lambda device: room["bytes"])
+    monkeypatch.setattr(sv.Stream, "to", lambda self, device: moved.append((names[id(self)], str(device))))
+    streams = [sv.Stream([torch.zeros(250)], [torch.zeros(250), None]) for _ in range(2)]
+    names, moved = {id(stream): name for stream, name in zip(streams, "ab", strict=True)}, []
+    assert streams[0].nbytes == 2000
+    room["bytes"] = 5 * 2000 - 1  # sampling needs four times as much
+    sv.set_aside(streams[0], vae)
+    room["bytes"] = 5 * 2000
+    sv.set_aside(streams[0], vae)
+    sv.set_aside(streams[0], vae)
+    sv.set_aside(streams[1], vae)  # the host doesn't know of them, so there is never a second one
+    assert moved == [("a", "cpu"), ("a", "cuda"), ("a", "cuda"), ("a", "cpu"), ("b", "cuda")]
+
+
+def test_the_room_on_a_device_is_what_whole_models_leave(sv, monkeypatch):
+    import comfy.model_management as management
+
+    gpu, other = torch.device("cuda:0"), torch.device("cpu")
+    models = [SimpleNamespace(model_memory=lambda size=size: size, device=device) for size, device in ((7e9, gpu), (1e9, other))]
+    monkeypatch.setattr(management, "current_loaded_models", models)
+    monkeypatch.setattr(management, "get_total_memory", lambda device: 24e9)
+    assert sv._room(gpu) == 24e9 - 7e9 - management.minimum_inference_memory()
+
+
 def test_all_features_of_a_stream_move_together(sv, vae):
     _history, stream = sv.prime(vae, torch.zeros(16, 16, 3), 3)
     before = [part for part in (*stream.decoder, *stream.encoder) if isinstance(part, torch.Tensor)]

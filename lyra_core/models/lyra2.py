@@ -16,13 +16,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from comfy.ldm.flux.math import apply_rope1
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.wan.model import WanAttentionBlock, WanModel, WanSelfAttention
 from comfy.model_management import supports_fp64
 from torch import Tensor, nn
 
 from ..conditioning.framepack import PATCH, FramePackLayout, Segment
 from ..conditioning.history import RAY_CHANNELS, SLOT_CHANNELS
+from .attention import self_attention
 
 TEXT_TOKENS = 512  # the text is padded with zeros to exactly this length
 OCTAVES = 2  # sine and cosine at pi and 2 pi
@@ -90,9 +90,7 @@ class GuidedSelfAttention(WanSelfAttention):
 
         q, k = rotated(self.norm_q(self.q(guided))), rotated(self.norm_k(self.k(guided)))
         del guided  # as large as all the tokens
-        out = optimized_attention(
-            q.flatten(2), k.flatten(2), self.v(x), heads=self.num_heads, transformer_options=transformer_options
-        )
+        out = self_attention(q.flatten(2), k.flatten(2), self.v(x), self.num_heads, transformer_options)
         for patch in transformer_options.get("patches", {}).get("attn1_patch", []):
             out = patch({"x": out, "q": q, "k": k, "transformer_options": transformer_options})
         return self.o(out)

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import comfy.cli_args
 import comfy.model_management
 import torch
 from comfy.ldm.wan.vae import CausalConv3d, Resample, WanVAE, count_cache_layers
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 
 FRAMES = 4  # per latent, after the first
 PAIR = 2  # latents that the host's network takes at a time
+SAMPLING = 4  # a transformer's working memory, of 9 GiB at 480x832, in streams; both grow with the picture
 
 
-@dataclass
+@dataclass(eq=False)
 class Stream:
     """Where a VAE has got to. Passed on from chunk to chunk: whoever continues it uses it up."""
 
@@ -32,10 +34,47 @@ class Stream:
     encoder: list = field(default_factory=list)
     network: Callable[[], WanVAE | None] = lambda: None  # whose it is, if that still exists
 
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for features in (self.decoder, self.encoder) for part in features if isinstance(part, Tensor))
+
     def to(self, device) -> None:
-        """Move the features: they are gigabytes that the host knows nothing of, while the transformer wants its memory."""
+        """Move the features, gigabytes at 480x832; all at once between a GPU and pinned memory."""
         for features in (self.decoder, self.encoder):
-            features[:] = (part.to(device) if isinstance(part, Tensor) else part for part in features)
+            features[:] = (_moved(part, torch.device(device)) if isinstance(part, Tensor) else part for part in features)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+def _moved(part: Tensor, device: torch.device) -> Tensor:
+    if part.is_cuda and device.type == "cpu" and not comfy.cli_args.args.disable_pinned_memory:
+        return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True)
+    return part.to(device, non_blocking=part.is_pinned() if torch.cuda.is_available() else False)
+
+
+_beside: weakref.WeakSet[Stream] = weakref.WeakSet()  # the one stream that waits on a GPU
+
+
+def set_aside(stream: Stream, vae: VAE) -> None:
+    """Where the stream waits for its next chunk: with the VAE if all that the host has loaded fits there too, else the CPU.
+
+    The host knows nothing of it, so there is never more than one.
+    """
+    for other in _beside - {stream}:
+        other.to(comfy.model_management.intermediate_device())
+    _beside.clear()
+    if vae.device.type == "cuda" and (1 + SAMPLING) * stream.nbytes <= _room(vae.device):
+        stream.to(vae.device)
+        _beside.add(stream)
+    else:
+        stream.to(comfy.model_management.intermediate_device())
+
+
+def _room(device: torch.device) -> int:
+    """Bytes of a device that are free even while all that the host has loaded lies on it as a whole."""
+    management = comfy.model_management
+    loaded = sum(model.model_memory() for model in management.current_loaded_models if model.device == device)
+    return management.get_total_memory(device) - loaded - management.minimum_inference_memory()
 
 
 def network_of(vae: VAE) -> WanVAE:
@@ -58,13 +97,13 @@ def fresh(vae: VAE) -> Stream:
 def decode(vae: VAE, latents: Tensor, stream: Stream) -> Iterator[Tensor]:
     """Go on decoding (16, T, h, w), as the host's VAE returns latents: (F, H, W, 3) frames in -1 .. 1, not clamped.
 
-    Yields the frames of at most two latents at a time: 1 for the first latent of all, 4 for every other.
+    Yields the frames of at most two latents at a time, on the VAE's device: 1 for the first latent of all, 4 for every other.
     """
     network = network_of(vae)
     for part in _in_groups(latents.movedim(1, 0), stream.decoder[0] is not None, PAIR, "latents"):
         z = network.conv2(_alike(part.movedim(0, 1), vae))
         frames = torch.cat(network.decoder(z, feat_cache=stream.decoder, feat_idx=[0]), 2)
-        yield frames[0].movedim(0, -1).float().cpu()
+        yield frames[0].movedim(0, -1).float()
 
 
 def encode(vae: VAE, frames: Tensor, stream: Stream) -> Iterator[Tensor]:
@@ -115,7 +154,7 @@ def prime(vae: VAE, photo: Tensor, latents: int) -> tuple[Tensor, Stream]:
     history = torch.cat(list(encode(vae, still, stream)), 1)
     for _frames in decode(vae, history, stream):
         pass  # only for the caches
-    stream.to(comfy.model_management.intermediate_device())
+    set_aside(stream, vae)
     return history, stream
 
 
@@ -129,9 +168,9 @@ def advance(
     remembered = []
     stream.to(vae.device)
     for frames in decode(vae, latents, stream):
-        on_frames(frames)
+        on_frames(frames.cpu())
         remembered += encode(vae, frames, stream)
-    stream.to(comfy.model_management.intermediate_device())
+    set_aside(stream, vae)
     return torch.cat(remembered, 1)
 
 
