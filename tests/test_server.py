@@ -55,6 +55,7 @@ NODES = {
     "Lyra2Reconstruct",
     "Lyra2PruneSplat",
     "Lyra2OptimizeSplat",
+    "Lyra2Planner",
     "Lyra2Sigmas",
     "Lyra2UniPC",
     "Lyra2ConvertCheckpoint",

@@ -9,6 +9,7 @@
     python tools/comfy.py bench [NAME...]               measure cost
     python tools/comfy.py convert SOURCE TARGET.safetensors    a released transformer or LoRA, for the stock loaders
     python tools/comfy.py check WORLD [--repair]        what of a saved world is whole; lists what is, sets aside what is not
+    python tools/comfy.py plan [--memory GIB --speed TFLOPS]    whether a card can do it, and how long that takes
     python tools/comfy.py models [--get NAME]           the model files that workflows need; downloads one when asked
     python tools/comfy.py workflows                     write workflows/*.json again
 
@@ -26,6 +27,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -653,6 +655,24 @@ def check_world(folder: Path, repair: bool) -> int:
     return 0 if report.is_whole else 1
 
 
+def plan(options) -> int:
+    """Say what a card can do; 1 if it can't."""
+    tool("host").boot()
+    from lyra_core.models import devices, planner
+
+    try:
+        if not (sides := re.fullmatch(r"(\d+)x(\d+)", options.size)):
+            raise ValueError(f"--size {options.size}: expected width x height, like 832x480")
+        width, height = map(int, sides.groups())
+        card = planner.card_of(options.memory, options.speed, devices.this_card)
+        fits, report = planner.report(card, (height, width), options.chunks, options.quality, options.precision)
+    except ValueError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    say(report)
+    return 0 if fits else 1
+
+
 def serve(options, output: Path = Path("output"), page: str = "") -> int:
     base = home() / "base"
     base.mkdir(parents=True, exist_ok=True)
@@ -722,6 +742,13 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("check", help="what of a saved world is whole")
     command.add_argument("world", type=Path, help="the folder that holds its world.json")
     command.add_argument("--repair", action="store_true", help="list all states that are whole, set damaged files aside")
+    command = commands.add_parser("plan", help="whether a card can do it, and how long that takes")
+    command.add_argument("--size", default="832x480", help="width x height of the frames (default 832x480)")
+    command.add_argument("--chunks", type=int, default=3, help="of 80 frames (default 3)")
+    command.add_argument("--quality", default="distilled", help="distilled (default) or full")
+    command.add_argument("--precision", default="bf16", help="of the weights: bf16 (default) or fp8")
+    command.add_argument("--memory", type=float, default=0, help="GiB of a card (default: this computer's)")
+    command.add_argument("--speed", type=float, default=0, help="TFLOP/s of its bf16 matrix products (default: this computer's)")
     command = commands.add_parser("serve", help="ComfyUI with the pack, for the browser")
     command.add_argument("--port", type=int, default=8188)
     for name in PASSED_ON:
@@ -762,6 +789,8 @@ def carry_out(options, rest: list[str]) -> int:
         return explore(options)
     if options.command == "check":
         return check_world(options.world, options.repair)
+    if options.command == "plan":
+        return plan(options)
     if options.command == "serve":
         return serve(options)
     if options.command == "test":
