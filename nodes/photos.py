@@ -7,8 +7,10 @@ from comfy_api.latest import io, ui
 
 from ..lyra_core.cameras.camera import Cameras
 from ..lyra_core.memory import depth as depths
-from ..lyra_core.memory import posing
+from ..lyra_core.memory import posing, video_frames
+from ..lyra_core.world.world import to_float
 from . import types
+from .video import frame_count, frames_of
 
 MATCHES, MULTIVIEW, KNOWN = "by what they show alike", "Depth Anything 3", "cameras"
 
@@ -107,4 +109,53 @@ def _placement(images: torch.Tensor, places: dict, least: int) -> posing.Placeme
     return posing.agreed(images, maps, cameras, least, on_step)
 
 
-NODES = [Photos]
+class PickFrames(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Lyra2PickFrames",
+            display_name="Lyra 2 Pick Frames",
+            category=types.CATEGORY,
+            search_aliases=["video to photos", "keyframes", "extract frames"],
+            description="The few frames of a video that a world begins from: equally far apart by how the picture moves, parallax above all, "
+            "and the sharpest around. Up to the first cut. Scale them and connect them to Lyra 2 Photos.",
+            inputs=[
+                io.Video.Input("video", tooltip="A slow walk through, or around, a still place. Load Video, or any other VIDEO."),
+                io.Int.Input(
+                    "count",
+                    default=8,
+                    min=video_frames.FEWEST,
+                    max=video_frames.MOST,
+                    tooltip="Frames at most. More: they overlap more, and take longer to place.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images"),
+                io.String.Output(display_name="report", tooltip="Which frames were taken, and how much the video moves."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, video, count=8) -> io.NodeOutput:
+        on_step, total = types.progress(), frame_count(video)
+        motion = video_frames.measured(frames_of(video), lambda done: on_step(done, total))
+        chosen = video_frames.chosen(motion, count)
+        taken = [to_float(frame) for number, frame in zip(range(chosen[-1] + 1), frames_of(video), strict=False) if number in chosen]
+        report = _picked(chosen, motion)
+        return io.NodeOutput(torch.stack(taken), report, ui=ui.PreviewText(report))
+
+
+def _picked(chosen: list[int], motion: video_frames.Motion) -> str:
+    lines = [
+        f"frames {', '.join(str(number) for number in chosen)}",
+        f"the picture moves by {motion.way[-1]:.0%} of its width in {len(motion.way)} frames, with {motion.parallax:.1%} of parallax",
+    ]
+    if motion.cut:
+        lines.append(f"frame {len(motion.way)} begins another shot; what follows was left out")
+    left = 1 - motion.way[chosen[-1]] / motion.way[-1]
+    if left > 0.1:
+        lines.append(f"it moves too far for so few frames: the last {left:.0%} of the way was left out")
+    return "\n".join(lines)
+
+
+NODES = [Photos, PickFrames]

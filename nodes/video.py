@@ -83,7 +83,8 @@ def _decoded(video: InputImpl.VideoFromFile) -> Iterator[torch.Tensor]:
                 yield torch.from_numpy(upright.copy())
 
 
-def _count(video: Input.Video) -> int:
+def frame_count(video: Input.Video) -> int:
+    """How many frames `frames_of` gives."""
     if video.get_active_trim_window() == (0, 0):
         return video.get_frame_count()
     return round(video.get_duration() * video.get_frame_rate())  # the host counts a trimmed file to its untrimmed end
@@ -144,7 +145,7 @@ class StreamedWorld(Input.Video):
         return self.world.size[1], self.world.size[0]
 
     def get_frame_count(self) -> int:
-        earlier = 0 if self.before is None else _count(self.before)
+        earlier = 0 if self.before is None else frame_count(self.before)
         return len(range(earlier + len(self.ids))[slice(*self.window)])
 
     def get_frame_rate(self) -> Fraction:

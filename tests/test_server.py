@@ -38,6 +38,7 @@ NODES = {
     "Lyra2Depth",
     "Lyra2LoadDepth",
     "Lyra2Photos",
+    "Lyra2PickFrames",
     "Lyra2Panorama",
     "Lyra2BeginWorld",
     "Lyra2RetrieveHistory",
