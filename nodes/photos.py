@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 from comfy_api.latest import io, ui
+from PIL import Image
 
+from ..lyra_core.cameras import camera_files
 from ..lyra_core.cameras.camera import Cameras
 from ..lyra_core.memory import depth as depths
 from ..lyra_core.memory import posing, video_frames
@@ -158,4 +163,75 @@ def _picked(chosen: list[int], motion: video_frames.Motion) -> str:
     return "\n".join(lines)
 
 
-NODES = [Photos, PickFrames]
+class LoadCapture(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        captures = [*types.input_files(".json"), *types.input_folders("cameras.txt", "images.txt")]
+        return io.Schema(
+            node_id="Lyra2LoadCapture",
+            display_name="Lyra 2 Load Capture",
+            category=types.CATEGORY,
+            search_aliases=["colmap", "nerfstudio", "transforms.json", "polycam", "record3d"],
+            description="Pictures of a scan with the cameras they were taken from: a transforms.json (nerfstudio, instant-ngp, Polycam) or a "
+            "COLMAP text model, with its pictures beside it or in a folder images. For Lyra 2 Photos, with the depth of the pictures.",
+            inputs=[
+                io.Combo.Input("file", options=captures, tooltip="The transforms.json, or the folder of the COLMAP model, in the input folder."),
+                io.Int.Input("count", default=8, min=2, max=10, tooltip="Pictures at most, spread over those from the first one on."),
+                io.Int.Input("first", default=0, min=0, max=100000, tooltip="The picture that the world begins from."),
+                io.Int.Input(
+                    "step",
+                    default=0,
+                    min=0,
+                    max=100000,
+                    tooltip="From one picture to the next. Larger: more is seen, but they must overlap. 0: as far as the capture goes.",
+                ),
+                io.Int.Input("width", default=832, min=64, max=2048, step=16, tooltip="Of the world, pixels; pictures are cropped to it."),
+                io.Int.Input("height", default=480, min=64, max=2048, step=16, tooltip="Of the world, pixels; pictures are cropped to it."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images"),
+                types.Cameras.Output(display_name="cameras"),
+                io.String.Output(display_name="report", tooltip="Which pictures were taken, and what to know of their cameras."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file, **_) -> str:
+        path = types.input_path(file)
+        return types.fingerprint(*camera_files.files_read(path), *camera_files.pictures_of(path))
+
+    @classmethod
+    def execute(cls, file, count=8, first=0, step=0, width=832, height=480) -> io.NodeOutput:
+        notes: list[str] = []
+        path, size = types.input_path(file), (height, width)
+        cameras = camera_files.load_cameras(path, size=size, fit="crop", on_note=notes.append)
+        pictures = camera_files.pictures_of(path)
+        chosen = _spread(len(pictures), count, first, step)
+        images = torch.stack([_cropped(pictures[i], size) for i in chosen])
+        report = "\n".join([", ".join(pictures[i].name for i in chosen), *notes])
+        return io.NodeOutput(images, cameras[chosen], report, ui=ui.PreviewText(report))
+
+
+def _spread(total: int, count: int, first: int, step: int) -> list[int]:
+    """At most `count` of `total` numbers from the first on, `step` apart; 0: to the end."""
+    left = total - first
+    if left < 2:
+        raise ValueError(f"the capture has {total} pictures; there are not two from number {first} on")
+    step = step or max(1, (left - 1) // (count - 1))
+    return list(range(first, total, step))[:count]
+
+
+def _cropped(file: Path, size: tuple[int, int]) -> torch.Tensor:
+    """A picture (H, W, 3) enlarged evenly until it covers `size`, and cut around its middle, as `Cameras.cropped`.
+
+    As it lies in the file: captures count its pixels before any EXIF rotation.
+    """
+    with Image.open(file) as opened:
+        picture = opened.convert("RGB")
+    scale = max(size[0] / picture.height, size[1] / picture.width)
+    x, y = (picture.width - size[1] / scale) / 2, (picture.height - size[0] / scale) / 2
+    box = (x, y, picture.width - x, picture.height - y)
+    return torch.from_numpy(np.array(picture.resize(size[::-1], Image.Resampling.LANCZOS, box=box))).float() / 255
+
+
+NODES = [Photos, PickFrames, LoadCapture]

@@ -39,6 +39,7 @@ NODES = {
     "Lyra2LoadDepth",
     "Lyra2Photos",
     "Lyra2PickFrames",
+    "Lyra2LoadCapture",
     "Lyra2Panorama",
     "Lyra2BeginWorld",
     "Lyra2RetrieveHistory",

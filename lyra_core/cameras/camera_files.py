@@ -41,6 +41,7 @@ PATH_SECONDS = 5.0  # how long a camera path without usable times takes
 CURVES = ("as the file says", "through the keyframes", "B-spline")
 FITS = ("stretch", "crop")
 TRANSFORMS = "transforms.json"
+PICTURES = ("", ".png", ".jpg", ".jpeg", ".JPG", ".PNG", ".webp")  # endings that a name may lack
 
 Size = tuple[int, int]
 
@@ -100,6 +101,37 @@ def load_cameras(
     if curve != CURVES[0]:
         camera_path = replace(camera_path, through_keys=curve == CURVES[1])
     return _scaled(path_cameras(camera_path, size, frames, motion), path, pose_scale, record.get("units"), on_note)
+
+
+def pictures_of(path: str | Path) -> list[Path]:
+    """The pictures of a capture, a transforms.json or a COLMAP folder, in the order of its cameras; ValueError without them.
+
+    They lie where the file says, beside it, or in a folder `images`; an ending may be left out.
+    """
+    path = Path(path)
+    inner = find(path, TRANSFORMS) if path.is_dir() and files_of_model(path) is None else None
+    path = inner or path
+    record = None if path.is_dir() else given(_json_object(path)) if path.suffix.lower() == ".json" else {}
+    if record is not None and "frames" not in record:
+        raise ValueError(f"{path}: has no pictures; a capture is a transforms.json, or a COLMAP folder with its pictures")
+    # the lens has no say in where the pictures are
+    names = (read_colmap(path, True) if record is None else read_transforms(record, path, (1, 1), True)).names
+    base = path if path.is_dir() else path.parent
+    found = [_picture(base, name) for name in names]
+    if missing := [name or "a frame without file_path" for name, file in zip(names, found, strict=True) if file is None]:
+        raise ValueError(f"{path}: {len(missing)} of {len(names)} pictures are not there: {', '.join(missing[:3])}; put them into {base}")
+    return found
+
+
+def _picture(base: Path, name: str) -> Path | None:
+    """The picture of this name in a folder; never one outside of it."""
+    name = name.replace("\\", "/")
+    for place in (name, f"images/{name}", f"images/{Path(name).name}", Path(name).name) if name else ():
+        for ending in PICTURES:
+            file = base / f"{place}{ending}"
+            if file.is_file() and ".." not in Path(place).parts and not Path(place).is_absolute():
+                return file
+    return None
 
 
 def files_read(path: str | Path) -> list[Path]:

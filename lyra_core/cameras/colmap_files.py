@@ -77,7 +77,7 @@ def read_colmap(folder: str | Path, undistorted: bool = False, on_note: Note = s
         )
     sizes, Ks = zip(*(lenses[lens] for _, lens, _ in images), strict=True)
     w2c = torch.from_numpy(np.stack([w2c for _, _, w2c in images]))
-    return posed(torch.linalg.inv(w2c), list(Ks), list(sizes), folder, _units(files[1]))
+    return posed(torch.linalg.inv(w2c), list(Ks), list(sizes), folder, _units(files[1]), [name for name, _, _ in images])
 
 
 def _units(path: Path) -> str:

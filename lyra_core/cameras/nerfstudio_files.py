@@ -61,7 +61,7 @@ def read_transforms(
         Ks.append(K)
         sizes.append(its_size)
     opencv = flip_camera_axes(torch.from_numpy(np.stack(c2w)))
-    return posed(opencv, Ks, sizes, path, record.get("units", ""))
+    return posed(opencv, Ks, sizes, path, record.get("units", ""), [names[i] for i in order])
 
 
 def _size_of(lens: dict, asked: Size | None, what: str) -> Size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,9 +39,10 @@ class PosedPictures:
     K: Tensor  # (F, 3, 3) float64, integer pixel centres
     sizes: tuple[tuple[int, int], ...]  # (height, width) of each
     units: str = ""  # of distances, if the file says
+    names: tuple[str, ...] = ()  # of their files, as the file says; empty ones if it doesn't
 
     def first(self, frames: int | None) -> PosedPictures:
-        return replace(self, w2c=self.w2c[:frames], K=self.K[:frames], sizes=self.sizes[:frames])
+        return replace(self, w2c=self.w2c[:frames], K=self.K[:frames], sizes=self.sizes[:frames], names=self.names[:frames])
 
     def in_one_size(self) -> Iterator[tuple[list[int], Cameras]]:
         """The numbers of the pictures of each size, and their cameras."""
@@ -59,11 +60,16 @@ class PosedPictures:
 
 
 def posed(
-    c2w: Tensor, K: list[np.ndarray], sizes: list[tuple[int, int]], path: str | Path, units: object = ""
+    c2w: Tensor,
+    K: list[np.ndarray],
+    sizes: list[tuple[int, int]],
+    path: str | Path,
+    units: object = "",
+    names: Sequence[str] = (),
 ) -> PosedPictures:
     """Pictures of OpenCV camera-to-world (F, 4, 4) float64 and corner-origin K (3, 3) of each."""
     inner = from_corner_origin(torch.from_numpy(np.stack(K)))
-    pictures = PosedPictures(c2w, inner, tuple(sizes), str(units)).checked(path)  # what is no rotation has no inverse
+    pictures = PosedPictures(c2w, inner, tuple(sizes), str(units), tuple(names)).checked(path)  # what is no rotation has no inverse
     return replace(pictures, w2c=torch.linalg.inv(c2w))
 
 
