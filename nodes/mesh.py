@@ -9,7 +9,7 @@ from comfy.model_management import get_torch_device, intermediate_device
 from comfy_api.latest import Types, io
 
 from ..lyra_core.cameras.camera import AXES_FLIP, Cameras
-from ..lyra_core.exports import surface, tsdf
+from ..lyra_core.exports import mesh_views, surface, tsdf
 from ..lyra_core.memory import depth as depths
 from ..lyra_core.world.world import World
 from . import types
@@ -49,6 +49,13 @@ def from_mesh(mesh: Types.MESH) -> surface.Mesh:
     if mesh.vertex_colors is not None:
         colors = _displayed(mesh.vertex_colors[0, : len(vertices), :3].float().clamp(0, 1))
     return surface.Mesh(vertices * vertices.new_tensor(AXES_FLIP), faces, colors)
+
+
+def texture_of(mesh: Types.MESH) -> mesh_views.Texture | None:
+    """What is painted on the host's MESH, if anything is; its colours of vertices don't count then."""
+    if mesh.texture is None or mesh.uvs is None:
+        return None
+    return mesh_views.Texture(mesh.texture[0, ..., :3].float(), mesh.uvs[0].float())
 
 
 def _linear(colors: torch.Tensor) -> torch.Tensor:

@@ -41,6 +41,7 @@ NODES = {
     "Lyra2PickFrames",
     "Lyra2LoadCapture",
     "Lyra2Panorama",
+    "Lyra2SplatViews",
     "Lyra2BeginWorld",
     "Lyra2RetrieveHistory",
     "Lyra2PreviewChunks",
