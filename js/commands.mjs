@@ -13,16 +13,18 @@
 
 const selected = (x) => x.selected >= 0;
 const planned = (x) => x.plan.keys.length > 0;
-const open = (x) => Boolean(x.standing);
+const stands = (x) => Boolean(x.standing);
+const switches = (setting) => ({ run: (x) => x.toggle(setting), on: (x) => x.settings[setting] });
+const shows = (panel) => ({ run: (x) => x.togglePanel(panel), on: (x) => x.panel === panel });
 
 /** @type {Command[]} */
 export const COMMANDS = [
-    { id: "home", group: "view", codes: ["Home"], keys: "Home", run: (x) => x.goHome(), can: open },
-    { id: "photo", group: "view", codes: ["Shift+Home"], keys: "Shift Home", icon: "begin", run: (x) => x.goToPhoto(), can: open },
-    { id: "orbit", group: "view", codes: ["KeyO"], keys: "O", run: (x) => x.toggleOrbit(), on: (x) => Boolean(x.flight.pivot), can: open },
+    { id: "home", group: "view", codes: ["Home"], keys: "Home", run: (x) => x.goHome(), can: stands },
+    { id: "photo", group: "view", codes: ["Shift+Home"], keys: "Shift Home", icon: "begin", run: (x) => x.goToPhoto(), can: stands },
+    { id: "orbit", group: "view", codes: ["KeyO"], keys: "O", run: (x) => x.toggleOrbit(), on: (x) => Boolean(x.flight.pivot), can: stands },
     { id: "slower", group: "view", codes: ["Minus", "NumpadSubtract"], keys: "−", run: (x) => x.changeSpeed(1 / 1.25) },
     { id: "faster", group: "view", codes: ["Equal", "NumpadAdd"], keys: "+", run: (x) => x.changeSpeed(1.25) },
-    { id: "addKey", group: "path", codes: ["KeyK", "Enter"], keys: "K, Enter", icon: "key", run: (x) => x.addKey(), can: open },
+    { id: "addKey", group: "path", codes: ["KeyK", "Enter"], keys: "K, Enter", icon: "key", run: (x) => x.addKey(), can: stands },
     { id: "setKey", group: "path", codes: ["KeyU"], keys: "U", icon: "set", run: (x) => x.setKeyToView(), can: selected },
     { id: "duplicate", group: "path", codes: ["KeyC"], keys: "C", run: (x) => x.duplicateKey(), can: selected },
     { id: "remove", group: "path", codes: ["Delete", "Backspace"], keys: "Delete", run: (x) => x.removeKey(), can: selected },
@@ -33,7 +35,7 @@ export const COMMANDS = [
     { id: "space", group: "path", codes: ["KeyT"], keys: "T", run: (x) => x.toggleSpace(), on: (x) => x.space === "local", can: selected },
     { id: "undo", group: "path", codes: ["Ctrl+z"], keys: "Ctrl Z", run: (x) => x.undo(-1), can: (x) => x.history.at > 0 },
     { id: "redo", group: "path", codes: ["Ctrl+Shift+z", "Ctrl+y"], keys: "Ctrl Shift Z", run: (x) => x.undo(1), can: (x) => x.history.at < x.history.plans.length - 1 },
-    { id: "record", group: "path", codes: ["KeyB"], keys: "B", run: (x) => x.toggleRecording(), on: (x) => Boolean(x.recording), can: open },
+    { id: "record", group: "path", codes: ["KeyB"], keys: "B", run: (x) => x.toggleRecording(), on: (x) => Boolean(x.recording), can: stands },
     { id: "play", group: "watch", codes: ["Space"], keys: "Space", run: (x) => x.togglePlay(false), on: (x) => x.playing === "side", can: planned },
     { id: "along", group: "watch", codes: ["KeyL"], keys: "L", run: (x) => x.togglePlay(true), on: (x) => x.playing === "along", can: planned },
     { id: "earlier", group: "watch", codes: ["BracketLeft"], keys: "[", run: (x) => x.scrubBy(-8), can: planned },
@@ -42,15 +44,15 @@ export const COMMANDS = [
     { id: "stop", group: "grow", codes: ["Shift+KeyX"], keys: "Shift X", run: (x) => x.grow.stop(), can: (x) => x.grow.busy },
     { id: "reroll", group: "grow", codes: ["Shift+KeyR"], keys: "Shift R", run: (x) => x.reroll(), can: (x) => x.canReroll() },
     { id: "back", group: "grow", codes: ["Shift+KeyB"], keys: "Shift B", run: (x) => x.stepBack(), can: (x) => x.canStepBack() },
-    { id: "panelKey", group: "panels", codes: ["Digit1"], keys: "1", run: (x) => x.togglePanel("key"), on: (x) => x.panel === "key" },
-    { id: "panelPath", group: "panels", codes: ["Digit2"], keys: "2", run: (x) => x.togglePanel("path"), on: (x) => x.panel === "path" },
-    { id: "panelHistory", group: "panels", codes: ["Digit3"], keys: "3", run: (x) => x.togglePanel("history"), on: (x) => x.panel === "history" },
-    { id: "panelView", group: "panels", codes: ["Digit4"], keys: "4", run: (x) => x.togglePanel("view"), on: (x) => x.panel === "view" },
-    { id: "preview", group: "panels", codes: ["KeyV"], keys: "V", run: (x) => x.toggle("preview"), on: (x) => x.settings.preview },
-    { id: "map", group: "panels", codes: ["KeyM"], keys: "M", run: (x) => x.toggle("map"), on: (x) => x.settings.map },
-    { id: "cameras", group: "panels", codes: ["KeyN"], keys: "N", run: (x) => x.toggle("cameras"), on: (x) => x.settings.cameras },
-    { id: "tint", group: "panels", codes: ["KeyI"], keys: "I", run: (x) => x.toggle("tint"), on: (x) => x.settings.tint },
-    { id: "splats", group: "panels", codes: ["KeyJ"], keys: "J", run: (x) => x.toggle("splats"), on: (x) => x.settings.splats },
+    { id: "panelKey", group: "panels", codes: ["Digit1"], keys: "1", ...shows("key") },
+    { id: "panelPath", group: "panels", codes: ["Digit2"], keys: "2", ...shows("path") },
+    { id: "panelHistory", group: "panels", codes: ["Digit3"], keys: "3", ...shows("history") },
+    { id: "panelView", group: "panels", codes: ["Digit4"], keys: "4", ...shows("view") },
+    { id: "preview", group: "panels", codes: ["KeyV"], keys: "V", ...switches("preview") },
+    { id: "map", group: "panels", codes: ["KeyM"], keys: "M", ...switches("map") },
+    { id: "cameras", group: "panels", codes: ["KeyN"], keys: "N", ...switches("cameras") },
+    { id: "tint", group: "panels", codes: ["KeyI"], keys: "I", ...switches("tint") },
+    { id: "splats", group: "panels", codes: ["KeyJ"], keys: "J", ...switches("splats") },
     { id: "full", group: "panels", codes: ["KeyF"], keys: "F", run: (x) => x.toggleFull(), on: (x) => Boolean(x.overlay) },
     { id: "help", group: "panels", codes: ["KeyH", "F1"], keys: "H", run: (x) => x.toggleHelp(), on: (x) => x.helpShown },
     { id: "escape", group: "panels", codes: ["Escape"], keys: "Esc", run: (x) => x.escape() },
@@ -71,7 +73,7 @@ export const TOOLBAR = [
 const BY_ID = new Map(COMMANDS.map((command) => [command.id, command]));
 const BY_CODE = new Map(COMMANDS.flatMap((command) => command.codes.map((code) => [code, command])));
 
-export const command = (id) => BY_ID.get(id);
+export const commandNamed = (id) => BY_ID.get(id);
 
 /** The command of a key event, or undefined. */
 export function commandOf(event) {

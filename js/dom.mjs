@@ -14,11 +14,15 @@ export function el(tag, properties = {}, ...children) {
     return element;
 }
 
+/** Sets lengths of an element's style, in pixels. */
+export function place(element, lengths) {
+    for (const [name, value] of Object.entries(lengths)) element.style[name] = `${value}px`;
+}
+
 /** A push button: a label and an icon below a transparent <input type=button>. */
 export function button({ label, title = label, icon = null, text = false, classes = "", run }) {
-    const input = el("input", { type: "button", title, "aria-label": label, onclick: run });
     // the view keeps the focus, so that keys go on working
-    input.addEventListener("mousedown", (event) => event.preventDefault());
+    const input = el("input", { type: "button", title, "aria-label": label, onclick: run, onmousedown: (event) => event.preventDefault() });
     const element = el("span.button", {}, icon, text ? el("span", { textContent: label }) : null, input);
     if (text) element.classList.add("text");
     if (classes) element.classList.add(...classes.split(" "));

@@ -3,9 +3,19 @@
  * properties. What is drawn is the Stage's and the overlay's, what is clicked the panels'.
  */
 
-const own = (name) => import(new URL(name + new URL(import.meta.url).search, import.meta.url).href);
-const [maths, worldsModule, stageModule, drawing, flightModule, growModule, host, panelsModule, pointer, dom, icons, commands, style, planningModule, standingModule, watchingModule] = await Promise.all(
-    ["path", "worlds", "stage", "overlay", "flight", "grow", "host", "panels", "pointer", "dom", "icons", "commands", "style", "planning", "standing", "watching"].map((name) => own(`./${name}.mjs`)));
+import { el, place } from "./dom.mjs";
+import { Flight } from "./flight.mjs";
+import { Grow, chunkSeconds } from "./grow.mjs";
+import { executionId, targetsOf, widgetOf } from "./host.mjs";
+import { Minimap, drawOverlay } from "./overlay.mjs";
+import { furnish, openStage, page } from "./page.mjs";
+import { Panels } from "./panels.mjs";
+import { add, emptyPlan, halfHeight, turned } from "./path.mjs";
+import { Planning } from "./planning.mjs";
+import { listen } from "./pointer.mjs";
+import { Standing } from "./standing.mjs";
+import { Watching } from "./watching.mjs";
+import { Latest } from "./worlds.mjs";
 
 const KEPT_PATHS = 20, SAVE_AFTER = 500;
 const PREVIEW_SHARE = 0.36, PREVIEW_MOST = 300;
@@ -13,67 +23,41 @@ const SETTINGS = {
     preview: true, map: true, cameras: true, tint: false, splats: false, pointSize: 1, budget: 500_000, millimetres: false, speed: 1, chunks: 0, view: null, grown: [],
 };
 
-/** What all Explorers of the page share: the client of worlds, and the stage once one is seen. */
-const page = { worlds: null, stage: null, texts: null, explorers: new Set() };
 export const shared = page;
+/** The id that the server knows a node by. */
+export const idOf = executionId;
 
-/** @returns {Promise<Explorer>} */
-export async function open({ app, api, node, root, handed }) {
-    style.addStyle();
-    page.worlds ??= new worldsModule.Worlds(api, maths.quaternion);
-    page.texts ??= loadTexts(app);
-    const explorer = new Explorer({ app, api, node, root, t: await page.texts, handed });
-    explorer.ready = explorer.begin();
+/** @returns {Explorer} */
+export function open({ app, api, node, root, handed, texts, sheet }) {
+    furnish(api, texts, sheet);
+    const explorer = new Explorer({ app, api, node, root, handed });
+    explorer.begin();
     return explorer;
 }
 
-/** A function from a text's id and values to the text in the page's language, English where that has none. */
-async function loadTexts(app) {
-    const locale = String(app.extensionManager?.setting?.get?.("Comfy.Locale") ?? navigator.language ?? "en").slice(0, 2).toLowerCase();
-    const load = async (name) => (await fetch(new URL(`./texts/${name}.json${new URL(import.meta.url).search}`, import.meta.url))).json();
-    const [texts, english] = await Promise.all([["zh", "ja"].includes(locale) ? load(locale) : {}, load("en")]);
-    return (id, values = {}) => (texts[id] ?? english[id] ?? id).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
-}
-
-/** The stage of the page, made with the libraries of the host's own frontend (of this version) when it is first needed. */
-function openStage(api, version) {
-    page.stage ??= (async () => {
-        if (!version) throw new Error((await (await page.worlds.fetch("/lyra2/lib")).json()).missing);
-        const library = (name) => import(api.fileURL(`/lyra2/lib/${version}/${name}`));
-        return new stageModule.Stage(await library("three.module.js"), library);
-    })().catch((error) => {
-        page.stage = null;
-        throw error;
-    });
-    return page.stage;
-}
-
-const parts = { maths, page, host, dom, icons, openStage };
-const Parts = [planningModule.Planning, standingModule.Standing, watchingModule.Watching].reduce((Base, part) => part(Base, parts), Object);
-
-export class Explorer extends Parts {
-    constructor({ app, api, node, root, t, handed }) {
+export class Explorer extends Watching(Standing(Planning(Object))) {
+    constructor({ app, api, node, root, handed }) {
         super();
-        Object.assign(this, { app, api, node, root, t, handed, maths, drawing });
+        Object.assign(this, { app, api, node, root, handed, t: page.t });
         this.control = new AbortController();
-        this.plan = maths.emptyPlan();
+        this.plan = emptyPlan();
         this.history = { plans: [this.plan], at: 0 };
         this.selected = -1;
-        this.flight = new flightModule.Flight(maths);
+        this.flight = new Flight();
         this.settings = { ...SETTINGS, ...node.properties?.lyra2 };
         this.flight.speed = this.settings.speed;
         Object.assign(this, {
             past: [], poses: [], depth: 1, scrub: 0, visible: true, sources: [-1e9, 1e9], space: "world", hits: [], panel: null, narrow: true,
-            latest: new worldsModule.Latest(page.worlds), retrieval: new worldsModule.Latest(page.worlds), blockKeys: [], chunkFrames: 80, aspect: 16 / 9,
+            latest: new Latest(page.worlds), retrieval: new Latest(page.worlds), blockKeys: [], chunkFrames: 80, aspect: 16 / 9,
         });
-        this.panels = new panelsModule.Panels(this, { dom, icons, commands });
+        this.panels = new Panels(this);
         this.view = this.panels.view;
-        this.minimap = new drawing.Minimap(this.panels.mapCanvas);
+        this.minimap = new Minimap(this.panels.mapCanvas);
         root.replaceChildren(this.panels.body);
-        pointer.listen(this, this.panels, { dom, commands, flightModule, host }, this.control.signal);
+        listen(this, this.panels, this.control.signal);
         this.watchSize();
-        this.grow = new growModule.Grow({
-            api, app, host, signal: this.control.signal, folder: () => this.folder,
+        this.grow = new Grow({
+            api, app, signal: this.control.signal, folder: () => this.folder,
             onChange: () => this.growChanged(), onWorld: (entry, ours) => this.worldGrew(entry, ours),
         });
         this.api.addEventListener("executed", (event) => this.offeredPath(event.detail), { signal: this.control.signal });
@@ -108,11 +92,11 @@ export class Explorer extends Parts {
     }
 
     get folder() {
-        return host.widgetOf(this.node, "folder")?.value ?? "";
+        return widgetOf(this.node, "folder")?.value ?? "";
     }
 
     get id() {
-        return host.executionId(this.app, this.node);
+        return executionId(this.app, this.node);
     }
 
     watchSize() {
@@ -248,7 +232,7 @@ export class Explorer extends Parts {
     shownFov() {
         const { clientWidth, clientHeight } = this.view, across = clientWidth / Math.max(clientHeight, 1);
         const room = Math.max(1, this.aspect / Math.max(across, 0.01)) * 1.08;
-        return (2 * Math.atan(room * Math.tan((this.flight.pose.fov * Math.PI) / 360)) * 180) / Math.PI;
+        return (360 / Math.PI) * Math.atan(room * halfHeight(this.flight.pose.fov));
     }
 
     picture() {
@@ -267,7 +251,7 @@ export class Explorer extends Parts {
         const { clientWidth, clientHeight } = this.view;
         const right = this.panel && !this.overlay ? this.panels.panel.offsetWidth : 0, room = clientWidth - right;
         const width = Math.round(Math.min(PREVIEW_MOST, PREVIEW_SHARE * room, (clientHeight * 0.34) * this.aspect)), height = Math.round(width / this.aspect);
-        this.panels.previewBox.style.right = `${8 + right}px`;
+        place(this.panels.previewBox, { right: 8 + right });
         return width > 60 ? [room - width - 9, clientHeight - height - 9, width, height] : null;
     }
 
@@ -284,14 +268,14 @@ export class Explorer extends Parts {
             scrub: this.poses.length > 1 && (this.playing || this.scrub > 0) ? this.sidePose() : null, pivot: this.flight.pivot, guide: this.standing ? this.aspect : null,
             chunkFrames: this.chunkFrames, cameras: this.settings.cameras, side: this.previewRect(),
         };
-        this.hits = drawing.drawOverlay(panels.drawn, maths, shown).keys;
+        this.hits = drawOverlay(panels.drawn, shown).keys;
         panels.drawStrip();
         const map = this.settings.map && this.standing && this.blockKeys.length;
         panels.mapBox.hidden = !map;
         if (map) {
             const side = Math.round(Math.max(92, Math.min(190, 0.27 * this.view.clientWidth, 0.36 * this.view.clientHeight)));
-            Object.assign(panels.mapBox.style, { width: `${side}px`, height: `${side}px` });
-            this.minimap.draw(maths, this.shownBlocks().map((block) => ({ block })), shown);
+            place(panels.mapBox, { width: side, height: side });
+            this.minimap.draw(this.shownBlocks(), shown);
         }
         panels.updateChips();
         this.placePhoto();
@@ -340,11 +324,17 @@ export class Explorer extends Parts {
         if (this.closed) return;
         this.grow.look();
         if (!this.world) return this.loadWorld();
-        const newest = await page.worlds.world(this.folder).catch(() => null);
-        if (this.closed || !newest || !this.world) return;
-        this.world = { ...this.world, tree: newest.tree, latest: newest.latest };
+        if (!(await this.lookAround())) return;
         this.noticeGrown();
         this.refresh();
+    }
+
+    /** Learns which states the folder has by now; false if it can't. */
+    async lookAround() {
+        const newest = await page.worlds.world(this.folder).catch(() => null);
+        if (this.closed || !newest || !this.world) return false;
+        this.world = { ...this.world, tree: newest.tree, latest: newest.latest };
+        return true;
     }
 
     /** Whether a state of the folder was grown from the one where this stands. */
@@ -362,19 +352,16 @@ export class Explorer extends Parts {
 
     goHome() {
         this.flight.to(this.standing);
-        this.redraw();
     }
 
     goToPhoto() {
         this.flight.to(this.past[0] ?? this.standing);
-        this.redraw();
     }
 
     toggleOrbit() {
         const { flight } = this;
         if (flight.pivot) flight.pivot = null;
         else this.orbitAt([this.view.clientWidth / 2, this.view.clientHeight / 2]);
-        this.redraw();
     }
 
     /** Circles the known point under a place of the view, or what is as far away as the scene. */
@@ -382,8 +369,8 @@ export class Explorer extends Parts {
         if (!this.standing || !this.stage) return;
         const { clientWidth, clientHeight } = this.view, { pose } = this.flight;
         const x = (2 * px) / clientWidth - 1, y = (2 * py) / clientHeight - 1;
-        const found = this.stage.owner === this && this.stage.pick(pose, this.shownFov(), clientWidth / clientHeight, x, y, maths.turned, maths.inverse);
-        this.flight.pivot = found || maths.add(pose.T, maths.turned(pose.R, [0, 0, 1]), this.depth);
+        const found = this.stage.owner === this && this.stage.pick(pose, this.shownFov(), clientWidth / clientHeight, x, y);
+        this.flight.pivot = found || add(pose.T, turned(pose.R, [0, 0, 1]), this.depth);
         this.redraw();
     }
 
@@ -411,7 +398,7 @@ export class Explorer extends Parts {
     // ------------------------------------------------------------------------------------------------------------ grow
 
     targets() {
-        return this.id ? host.targetsOf(this.app, this.id, this.node) : [];
+        return this.id ? targetsOf(this.app, this.id, this.node) : [];
     }
 
     nodeName(type) {
@@ -420,12 +407,12 @@ export class Explorer extends Parts {
 
     /** What decides how long a chunk takes. */
     conditions() {
-        const kinds = this.targets().map(({ node }) => [node.comfyClass, host.widgetOf(node, "quality")?.value ?? ""].join("/"));
+        const kinds = this.targets().map(({ node }) => [node.comfyClass, widgetOf(node, "quality")?.value ?? ""].join("/"));
         return [this.folder, this.world?.size.join("x"), this.chunkFrames, ...kinds].join("|");
     }
 
     chunkSeconds() {
-        return growModule.chunkSeconds(this.conditions());
+        return chunkSeconds(this.conditions());
     }
 
     beginWorld() {
@@ -465,9 +452,7 @@ export class Explorer extends Parts {
         if (entry.state === this.world.state) return;
         const mine = ours && this.grow.kind === "grow";
         if (mine && entry.parent === this.world.state) return this.goOnFrom(entry);
-        const newest = await page.worlds.world(this.folder).catch(() => null);
-        if (this.closed || !newest || !this.world) return;
-        this.world = { ...this.world, tree: newest.tree, latest: newest.latest };
+        if (!(await this.lookAround())) return;
         // a chunk between may have been said to nobody
         if (mine && this.comesFromHere(entry.state)) return this.goOnFrom(entry);
         if (!ours) this.noticeGrown();
@@ -548,8 +533,8 @@ export class Explorer extends Parts {
     toggleFull() {
         if (this.overlay) this.closeOverlay();
         else {
-            this.overlay = dom.el("div.lyra2-overlay");
-            this.root.replaceChildren(dom.el("div.lyra2-away", { textContent: this.t("away") }));
+            this.overlay = el("div.lyra2-overlay");
+            this.root.replaceChildren(el("div.lyra2-away", { textContent: this.t("away") }));
             this.overlay.append(this.panels.body);
             document.body.append(this.overlay);
         }
@@ -577,5 +562,3 @@ export class Explorer extends Parts {
         else if (this.flight.pivot) this.flight.pivot = null;
     }
 }
-
-export const { executionId } = host;

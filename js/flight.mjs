@@ -1,5 +1,7 @@
 /** Moving the view: flying, looking, panning, circling a point. Knows poses and held keys, nothing of the page. */
 
+import { about, add, difference, distance, halfHeight, inverse, product, slerp, toAngles, turned, unit } from "./path.mjs";
+
 const AXES = {
     KeyW: [0, 0, 1], KeyS: [0, 0, -1], KeyA: [-1, 0, 0], KeyD: [1, 0, 0], KeyE: [0, -1, 0], KeyQ: [0, 1, 0],
 };
@@ -12,9 +14,7 @@ export const SPEEDS = [1 / 16, 64];
 export const moves = (code) => code in AXES || code in TURNS;
 
 export class Flight {
-    /** @param {typeof import("./path.mjs")} maths */
-    constructor(maths) {
-        this.maths = maths;
+    constructor() {
         this.pose = { R: [0, 0, 0, 1], T: [0, 0, 0], fov: 50 };
         this.depth = 1;
         this.speed = 1;
@@ -49,7 +49,7 @@ export class Flight {
     /** One frame of held keys or of a jump under way. */
     step(seconds) {
         if (this.goal) return this.glide(seconds);
-        const { add, turned } = this.maths, by = this.depth * BASE * this.speed * (this.fast ? FAST : 1) * seconds;
+        const by = this.depth * BASE * this.speed * (this.fast ? FAST : 1) * seconds;
         for (const code of this.held) {
             if (AXES[code]) {
                 const [x, y, z] = AXES[code];
@@ -63,20 +63,19 @@ export class Flight {
     }
 
     go(T) {
-        if (this.pivot) this.pivot = this.maths.add(this.pivot, this.maths.difference(T, this.pose.T));
+        if (this.pivot) this.pivot = add(this.pivot, difference(T, this.pose.T));
         this.pose = { ...this.pose, T };
     }
 
     /** Degrees to the right and up; about the pivot if there is one. */
     turn(yaw, pitch) {
-        const { about, product, unit, turned, difference, add, toAngles } = this.maths;
         const steep = toAngles(this.pose.R)[1];
         pitch = Math.max(-STEEPEST, Math.min(STEEPEST, steep + pitch)) - steep;
         const before = this.pose.R;
         const R = unit(product(product(about([0, 1, 0], yaw), before), about([1, 0, 0], pitch)));
         let T = this.pose.T;
         if (this.pivot) {
-            const turn = product(R, this.maths.inverse(before));
+            const turn = product(R, inverse(before));
             T = add(this.pivot, turned(turn, difference(T, this.pivot)));
         }
         this.pose = { ...this.pose, R, T };
@@ -91,16 +90,14 @@ export class Flight {
     /** Sideways and up by shares of the picture's height, at the depth of the scene or of the pivot. */
     pan(x, y) {
         this.goal = null;
-        const { add, turned, distance } = this.maths;
         const away = this.pivot ? distance(this.pose.T, this.pivot) : this.depth;
-        const height = 2 * away * Math.tan((this.pose.fov * Math.PI) / 360);
+        const height = 2 * away * halfHeight(this.pose.fov);
         this.go(add(this.pose.T, turned(this.pose.R, [-x * height, -y * height, 0])));
     }
 
     /** Towards where it looks, or to the pivot without ever passing it. */
     dolly(notches) {
         this.goal = null;
-        const { add, turned, difference } = this.maths;
         if (!this.pivot) return this.go(add(this.pose.T, turned(this.pose.R, [0, 0, 1]), notches * 0.05 * this.depth * this.speed));
         this.pose = { ...this.pose, T: add(this.pivot, difference(this.pose.T, this.pivot), 0.9 ** notches) };
     }
@@ -117,7 +114,7 @@ export class Flight {
     }
 
     glide(seconds) {
-        const { from, to } = this.goal, { slerp } = this.maths;
+        const { from, to } = this.goal;
         const at = Math.min(1, this.goal.at + seconds / GLIDE), u = at * at * (3 - 2 * at);
         this.goal.at = at;
         this.pose = { R: slerp(from.R, to.R, u), T: from.T.map((v, i) => v + u * (to.T[i] - v)), fov: from.fov + u * (to.fov - from.fov) };

@@ -5,23 +5,24 @@
  * since another open workflow may have the same ids.
  */
 
+import { finishedPromptOf, promptEntry, promptOf, stopPrompt } from "./host.mjs";
+
 const STAGES = ["retrieve", "pack", "sample", "append"];
+const ENDS = { execution_success: "done", execution_error: "failed", execution_interrupted: "idle" };
 const DONE_FOR = 10_000;
 
 export class Grow {
-    /** @param {{api: object, host: object, onChange: () => void, onWorld: (entry: object) => void, signal: AbortSignal, remember: Storage}} options */
-    constructor({ api, app, host, onChange, onWorld, folder, signal }) {
-        Object.assign(this, { api, app, host, onChange, onWorld, folder });
+    /** @param {{api: object, app: object, onChange: () => void, onWorld: (entry: object) => void, signal: AbortSignal, remember: Storage}} options */
+    constructor({ api, app, onChange, onWorld, folder, signal }) {
+        Object.assign(this, { api, app, onChange, onWorld, folder });
         this.over = new Set();          // prompts of ours that ended; a lagging page still hears of them
         this.reset();
         const on = (name, act) => api.addEventListener(name, (event) => act(event.detail ?? {}), { signal });
-        on("execution_start", (detail) => this.heard(detail, () => this.started(detail)));
-        on("progress_state", (detail) => this.heard(detail, () => this.progressed(detail)));
-        on("b_preview_with_metadata", (detail) => this.heard({ prompt_id: detail.jobId }, () => this.pictured(detail)));
-        on("executed", (detail) => this.heard(detail, () => this.executed(detail)));
-        on("execution_success", (detail) => this.heard(detail, () => this.ended(detail, "done")));
-        on("execution_error", (detail) => this.heard(detail, () => this.ended(detail, "failed")));
-        on("execution_interrupted", (detail) => this.heard(detail, () => this.ended(detail, "idle")));
+        const { started, progressed, pictured, executed } = this;
+        for (const [name, act] of Object.entries({ execution_start: started, progress_state: progressed, b_preview_with_metadata: pictured, executed })) {
+            on(name, (detail) => this.heard(detail.prompt_id ?? detail.jobId, () => act.call(this, detail)));
+        }
+        for (const [name, state] of Object.entries(ENDS)) on(name, (detail) => this.heard(detail.prompt_id, () => this.ended(detail, state)));
         on("status", () => this.look());
         on("reconnected", () => this.look());
         signal.addEventListener("abort", () => this.close());
@@ -29,11 +30,16 @@ export class Grow {
 
     reset() {
         clearTimeout(this.ending);
-        if (this.picture) URL.revokeObjectURL(this.picture);
+        this.dropPicture();
         Object.assign(this, {
-            state: "idle", prompt: null, held: [], targets: [], problem: null, picture: null, kind: "grow", path: null,
+            state: "idle", prompt: null, held: [], targets: [], problem: null, kind: "grow", path: null,
             progress: { chunk: 0, chunks: 1, stage: "", step: 0, steps: 0, before: 0, since: 0, arrivals: [] },
         });
+    }
+
+    dropPicture() {
+        if (this.picture) URL.revokeObjectURL(this.picture);
+        this.picture = null;
     }
 
     set(state, values = {}) {
@@ -57,10 +63,10 @@ export class Grow {
     }
 
     /** What happened to a prompt; until ours is known, which it is not at once, it is kept. */
-    heard(detail, act) {
-        if (!this.busy || this.prompt || !detail.prompt_id) return act();
-        if (this.over.has(detail.prompt_id)) return;
-        this.held.push({ prompt: detail.prompt_id, act });
+    heard(prompt, act) {
+        if (!this.busy || this.prompt || !prompt) return act();
+        if (this.over.has(prompt)) return;
+        this.held.push({ prompt, act });
         if (this.state !== "asking" && !this.looking) this.looking = this.look().finally(() => (this.looking = null));
     }
 
@@ -77,16 +83,20 @@ export class Grow {
         if (!this.targets.length || !this.busy) return;
         let found;
         try {
-            found = this.prompt ? await this.host.promptEntry(this.api, this.prompt) : await this.host.promptOf(this.api, this.targets)
-                ?? await this.host.finishedPromptOf(this.api, this.targets, this.held.map(({ prompt }) => prompt));
+            found = this.prompt ? await promptEntry(this.api, this.prompt) : await promptOf(this.api, this.targets)
+                ?? await finishedPromptOf(this.api, this.targets, this.held.map(({ prompt }) => prompt));
         } catch {
-            return; // no server just now; "reconnected" asks again
+            return;     // no server just now; "reconnected" asks again
         }
         if (!this.busy) return;
         if (!found) return this.fromHistory();
         if (!this.prompt) this.identify(found.id);
         if (!this.busy || found.finished) return;
-        this.set(found.running ? "running" : "waiting", { progress: { ...this.progress, before: found.before, since: this.progress.since || performance.now() } });
+        this.queuedAt(found);
+    }
+
+    queuedAt({ running, before }, values = {}) {
+        this.set(running ? "running" : "waiting", { ...values, progress: { ...this.progress, before, since: this.progress.since || performance.now() } });
     }
 
     /** Our prompt is in the queue no more: how did it end? */
@@ -104,10 +114,10 @@ export class Grow {
     /** A prompt of ours that runs already, as after a reload. */
     async resume(targets) {
         if (this.busy) return;
-        const found = await this.host.promptOf(this.api, targets).catch(() => null);
+        const found = await promptOf(this.api, targets).catch(() => null);
         if (!found || this.busy) return;
         this.reset();
-        this.set(found.running ? "running" : "waiting", { targets, prompt: found.id, progress: { ...this.progress, before: found.before, since: performance.now() } });
+        this.queuedAt(found, { targets, prompt: found.id });
     }
 
     ours(detail) {
@@ -137,7 +147,7 @@ export class Grow {
 
     pictured({ blob, jobId }) {
         if (!blob || !this.busy || jobId !== this.prompt) return;
-        if (this.picture) URL.revokeObjectURL(this.picture);
+        this.dropPicture();
         this.set(this.state, { picture: URL.createObjectURL(blob) });
     }
 
@@ -168,8 +178,8 @@ export class Grow {
         this.over.add(this.prompt);
         const grown = this.kind === "grow" && this.progress.arrivals.some(({ grown: made }) => made);
         const problem = state === "failed" ? { node: detail.node_type, text: detail.exception_message ?? "" } : null;
-        if (this.picture) URL.revokeObjectURL(this.picture);
-        this.set(state === "done" && !grown ? "idle" : state, { problem, picture: null, prompt: null, path: null });
+        this.dropPicture();
+        this.set(state === "done" && !grown ? "idle" : state, { problem, prompt: null, path: null });
         if (this.state === "done") this.ending = setTimeout(() => this.state === "done" && this.set("idle"), DONE_FOR);
     }
 
@@ -177,7 +187,7 @@ export class Grow {
         if (!this.prompt) await this.look();
         if (this.prompt && this.busy) {
             const running = this.state === "running";
-            await this.host.stopPrompt(this.api, this.prompt, running);
+            await stopPrompt(this.api, this.prompt, running);
             // the event may be far behind: a page that lags is told everything in order
             clearInterval(this.watch);
             this.watch = setInterval(() => (this.busy ? this.look() : clearInterval(this.watch)), 1000);
@@ -200,8 +210,8 @@ export class Grow {
     close() {
         clearTimeout(this.ending);
         clearInterval(this.watch);
-        if (this.picture) URL.revokeObjectURL(this.picture);
-        Object.assign(this, { picture: null, path: null, onChange: () => {}, onWorld: () => {}, folder: () => null, state: "idle" });
+        this.dropPicture();
+        Object.assign(this, { path: null, onChange: () => {}, onWorld: () => {}, folder: () => null, state: "idle" });
     }
 }
 

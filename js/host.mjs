@@ -90,8 +90,15 @@ export function recordChange(app) {
 }
 
 /** Whether a prompt, as the server lists it, is to run exactly these targets. */
-function hasTargets(entry, targets) {
-    return [...(entry[4] ?? [])].map(String).sort().join() === [...targets].sort().join();
+const hasTargets = (entry, targets) => [...(entry[4] ?? [])].map(String).sort().join() === [...targets].sort().join();
+
+/** The server's queue: {entry, running, before} of each prompt, the running ones first. */
+async function queued(api) {
+    const { queue_running, queue_pending } = await (await api.fetchApi("/queue")).json();
+    const pending = [...queue_pending].sort((a, b) => a[0] - b[0]);
+    return [...queue_running, ...pending].map((entry, i) => ({
+        entry, running: i < queue_running.length, before: i < queue_running.length ? 0 : i,
+    }));
 }
 
 /** The newest of these prompts that is over and had these targets: {id, finished}; null if there is none. */
@@ -104,20 +111,12 @@ export async function finishedPromptOf(api, targets, ids) {
 
 /** The newest prompt in the queue whose targets are these: {id, running, before}; null if there is none. */
 export async function promptOf(api, targets) {
-    const { queue_running, queue_pending } = await (await api.fetchApi("/queue")).json();
-    const same = (entry) => hasTargets(entry, targets);
-    const pending = [...queue_pending].sort((a, b) => a[0] - b[0]);
-    const found = [...queue_running.map((entry) => ({ entry, running: true, before: 0 })),
-        ...pending.map((entry, i) => ({ entry, running: false, before: i + queue_running.length }))].filter(({ entry }) => same(entry));
-    const newest = found.reduce((a, b) => (!a || b.entry[0] > a.entry[0] ? b : a), null);
-    return newest && { id: newest.entry[1], running: newest.running, before: newest.before };
+    const found = (await queued(api)).filter(({ entry }) => hasTargets(entry, targets)).sort((a, b) => a.entry[0] - b.entry[0]).at(-1);
+    return found ? { ...found, id: found.entry[1] } : null;
 }
 
 export async function promptEntry(api, id) {
-    const { queue_running, queue_pending } = await (await api.fetchApi("/queue")).json();
-    if (queue_running.some((entry) => entry[1] === id)) return { running: true, before: 0 };
-    const pending = [...queue_pending].sort((a, b) => a[0] - b[0]), at = pending.findIndex((entry) => entry[1] === id);
-    return at < 0 ? null : { running: false, before: at + queue_running.length };
+    return (await queued(api)).find(({ entry }) => entry[1] === id) ?? null;
 }
 
 export async function stopPrompt(api, id, running) {

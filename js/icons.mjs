@@ -13,13 +13,11 @@ const SHAPES = {
     orbit: "M8 7a1 1 0 1 1 0 2 1 1 0 1 1 0-2M10.5 3.500C13 4.600 14.300 6.500 13.900 8.300c-.6 2.300-3.700 3.600-7 2.800S1.500 7.900 2.100 5.700c.3-1.300 1.500-2.200 3.100-2.700M5.600 4.900 5.300 3 3.500 3.500",
     along: "M2.5 12.5c3 0 2.5-8 6-8 2.2 0 2.6 3 4.8 3M11 5.2l2.4 2.3L11 9.8",
     play: "M5 3.2v9.6L12.6 8z",
-    pause: "M5.5 3.5v9M10.5 3.5v9",
     duplicate: "M6 6h7v7H6zM3 10V3h7",
     remove: "M3.5 4.5h9M6.5 4.5V3h3v1.5M5 4.5l.6 8.5h4.8l.6-8.5",
     previous: "M10 3.5 5.5 8l4.5 4.5",
     next: "M6 3.5 10.5 8 6 12.5",
     full: "M3 6V3h3M10 3h3v3M13 10v3h-3M6 13H3v-3",
-    small: "M6 3v3H3M13 6h-3V3M10 13v-3h3M3 10h3v3",
     help: "M6 6.2C6 5 6.9 4.2 8 4.2s2 .8 2 1.9c0 1.5-2 1.6-2 3.1M8 11.6v.2",
     panelKey: "M3 12.5h10M4.5 12.5 3.4 5.8 6.4 8 8 4l1.6 4 3-2.2-1.1 6.7",
     panelPath: "M3.5 11.8a1.3 1.3 0 1 0 0 .1M12.5 4.2a1.3 1.3 0 1 0 0 .1M4.8 11.6C11 11 4 5 11.1 4.4",
@@ -52,4 +50,4 @@ export function icon(name) {
     return svg;
 }
 
-export const names = Object.keys(SHAPES);
+export const ICONS = Object.keys(SHAPES);

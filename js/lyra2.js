@@ -3,7 +3,6 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const VERSION = "a3eb37159e3d";        // of all files in js/: a test says what it should be
 const NODE = "Lyra2Explorer";
 const HEIGHT = () => 420;
 const SIZE = [560, 640];
@@ -14,7 +13,11 @@ const opened = new Map();
 const handed = new Map();
 
 let explorers = null;       // the module, once it is loaded
-const load = async () => (explorers = await import(`./explorer.mjs?v=${VERSION}`));
+/** All of js/ as one module, with its texts in the page's language: the browser asks each time whether its own is still right. */
+export const load = async () => {
+    const language = String(app.extensionManager?.setting?.get?.("Comfy.Locale") ?? navigator.language ?? "en").slice(0, 2).toLowerCase();
+    return (explorers = await import(api.fileURL(`/lyra2/page/${language}.mjs`)));
+};
 
 function widgetOf(node, name) {
     return node.widgets?.find((widget) => widget.name === name);
@@ -36,7 +39,7 @@ function addView(node) {
     // last, so that widgets without a saved value do not shift the values of others
     const widget = node.addDOMWidget("explorer", "LYRA2_EXPLORER", root, { serialize: false, hideOnZoom: false, getMinHeight: HEIGHT });
     widget.serialize = false;
-    if (node.size[0] < SIZE[0] || node.size[1] < SIZE[1]) node.setSize?.([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
+    node.setSize?.(SIZE.map((least, side) => Math.max(least, node.size[side])));
 }
 
 function follow(node) {
@@ -83,19 +86,17 @@ function start(node) {
     entry.stop = () => seen.disconnect();
     seen.observe(root);
     // Nodes 2.0 goes on showing the element of a node that was made again with the same id
-    const former = explorers && handed.get(explorers.executionId(app, node))?.root;
+    const former = explorers && handed.get(explorers.idOf(app, node))?.root;
     if (former) seen.observe(former);
 }
 
 async function show(node, entry) {
     try {
-        const { open, executionId } = await load();
+        const { open, idOf, texts, sheet } = await load();
         if (opened.get(node) !== entry) return;
-        entry.id = executionId(app, node);
-        entry.explorer = await open({ app, api, node, root: entry.root, handed: handed.get(entry.id)?.state });
+        entry.id = idOf(app, node);
+        entry.explorer = open({ app, api, node, root: entry.root, handed: handed.get(entry.id)?.state, texts, sheet });
         handed.delete(entry.id);
-        if (opened.get(node) !== entry) entry.explorer.close();
-        else entry.explorer.moveTo(entry.root);
     } catch (error) {
         console.error(error);
         entry.root.textContent = `Lyra 2: ${error.message}`;

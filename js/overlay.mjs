@@ -1,5 +1,7 @@
 /** What is drawn over the points in two dimensions: cameras, the path, the picture's edges, the map from above. */
 
+import { add, distance, halfHeight, matrix, turned } from "./path.mjs";
+
 export const INK = {
     past: "#8d96a5", plan: "#f2f4f8", frozen: "#e2a44a", selected: "#ffb454", standing: "#6fb3ff", guide: "rgba(255,255,255,.32)",
     good: "#5fbf7f", fair: "#e8b04b", poor: "#e5674f", unknown: "#6b7280",
@@ -8,8 +10,8 @@ const SHADOW = "rgba(0,0,0,.55)";
 const FRUSTUM = 0.09;           // of the scene's depth
 
 /** A function from world points to [x, y, depth] in CSS pixels of a view. */
-export function projector({ matrix }, pose, fov, width, height) {
-    const m = matrix(pose.R), [X, Y, Z] = pose.T, focal = height / 2 / Math.tan((fov * Math.PI) / 360);
+export function projector(pose, fov, width, height) {
+    const m = matrix(pose.R), [X, Y, Z] = pose.T, focal = height / 2 / halfHeight(fov);
     return ([x, y, z]) => {
         x -= X; y -= Y; z -= Z;
         const depth = m[2] * x + m[5] * y + m[8] * z;
@@ -30,8 +32,8 @@ export function fitted(canvas) {
 }
 
 /** Corners of a camera's picture, `away` before it. */
-export function frustum({ turned, add }, pose, aspect, away) {
-    const h = away * Math.tan((pose.fov * Math.PI) / 360), w = h * aspect;
+export function frustum(pose, aspect, away) {
+    const h = away * halfHeight(pose.fov), w = h * aspect;
     return [[-w, -h], [w, -h], [w, h], [-w, h]].map(([x, y]) => add(pose.T, turned(pose.R, [x, y, away])));
 }
 
@@ -90,25 +92,24 @@ class Pen {
 
 /**
  * The view's overlay.
- * @param {object} maths  path.mjs
  * @param {{pose, fov, aspect, depth, past: object[], poses: object[], marks: string[], keys: object[], standing: object,
  *   selected: number, hovered: number, frozen: ?object[], scrub: ?object, pivot: ?number[], guide: ?number, chunkFrames: number}} shown
  * @returns {{keys: {index: number, x: number, y: number}[]}} where keys can be clicked
  */
-export function drawOverlay(canvas, maths, shown) {
+export function drawOverlay(canvas, shown) {
     const { context, width, height } = fitted(canvas);
-    const project = projector(maths, shown.pose, shown.fov, width, height), pen = new Pen(context, project);
+    const project = projector(shown.pose, shown.fov, width, height), pen = new Pen(context, project);
     const away = FRUSTUM * shown.depth, hits = [];
     if (shown.guide) drawGuide(context, width, height, shown.guide, shown.pose.fov, shown.fov);
     if (shown.cameras) {
         pen.line(shown.past.map((pose) => pose.T), INK.past, 1.5);
-        shown.past.filter((_, i) => i % 16 === 0).forEach((pose) => drawFrustum(pen, maths, pose, shown.aspect, 0.6 * away, INK.past, 1, shown.pose));
+        shown.past.filter((_, i) => i % 16 === 0).forEach((pose) => drawFrustum(pen, pose, shown.aspect, 0.6 * away, INK.past, 1, shown.pose));
     }
     if (shown.frozen) pen.line(shown.frozen.map((pose) => pose.T), INK.frozen, 2, [5, 4]);
     drawPlan(pen, shown);
     shown.keys.forEach((key, index) => {
         const chosen = index === shown.selected, colour = chosen ? INK.selected : INK.plan;
-        drawFrustum(pen, maths, key, shown.aspect, away, colour, chosen ? 2 : 1.25, shown.pose);
+        drawFrustum(pen, key, shown.aspect, away, colour, chosen ? 2 : 1.25, shown.pose);
         pen.dot(key.T, chosen || index === shown.hovered ? 6 : 4.5, colour);
         pen.text(key.T, String(index + 1), colour);
         const [x, y, depth] = project(key.T);
@@ -116,7 +117,7 @@ export function drawOverlay(canvas, maths, shown) {
     });
     if (shown.standing) pen.dot(shown.standing.T, 4.5, INK.standing);
     if (shown.scrub) {
-        drawFrustum(pen, maths, shown.scrub, shown.aspect, 0.8 * away, INK.standing, 1.5, shown.pose);
+        drawFrustum(pen, shown.scrub, shown.aspect, 0.8 * away, INK.standing, 1.5, shown.pose);
         pen.dot(shown.scrub.T, 3.5, INK.standing);
     }
     if (shown.pivot) pen.dot(shown.pivot, 4, "transparent", INK.selected);
@@ -136,19 +137,19 @@ function drawPlan(pen, { poses, marks, chunkFrames }) {
     });
 }
 
-function drawFrustum(pen, maths, pose, aspect, away, colour, width, eye) {
-    if (maths.distance(pose.T, eye.T) < 0.35 * away) return;    // one stands in it
-    const corners = frustum(maths, pose, aspect, away);
+function drawFrustum(pen, pose, aspect, away, colour, width, eye) {
+    if (distance(pose.T, eye.T) < 0.35 * away) return;    // one stands in it
+    const corners = frustum(pose, aspect, away);
     pen.line([...corners, corners[0]], colour, width);
     corners.forEach((corner) => pen.line([pose.T, corner], colour, width * 0.8));
-    const up = maths.turned(pose.R, [0, -0.35 * away * Math.tan((pose.fov * Math.PI) / 360), 0]);
+    const up = turned(pose.R, [0, -0.35 * away * halfHeight(pose.fov), 0]);
     const [a, b] = corners, middle = a.map((v, i) => (v + b[i]) / 2 + up[i]);
     pen.line([a.map((v, i) => v + 0.3 * (b[i] - v)), middle, a.map((v, i) => v + 0.7 * (b[i] - v))], colour, width * 0.8);
 }
 
 /** The edges of the picture that a key here would take. */
 function drawGuide(context, width, height, aspect, fov, shownFov) {
-    const h = (height * Math.tan((fov * Math.PI) / 360)) / Math.tan((shownFov * Math.PI) / 360), w = h * aspect;
+    const h = (height * halfHeight(fov)) / halfHeight(shownFov), w = h * aspect;
     const left = (width - w) / 2, top = (height - h) / 2, arm = Math.min(18, w / 6, h / 6);
     context.fillStyle = "rgba(10,11,13,.42)";
     context.beginPath();
@@ -176,7 +177,7 @@ export class Minimap {
     frame(blocks, poses) {
         const ends = [0, 2].map((axis) => {
             const values = [];
-            for (const { block } of blocks) {
+            for (const block of blocks) {
                 const step = 4 * Math.max(1, Math.floor(block.coarse / 800));
                 for (let i = axis; i < 4 * block.coarse; i += step) values.push(block.positions[i]);
             }
@@ -190,12 +191,12 @@ export class Minimap {
 
     /** The points, drawn once per set of blocks and size. */
     backdrop(blocks, width, height) {
-        const name = `${blocks.map(({ block }) => block.count).join()} ${width} ${height}`;
+        const name = `${blocks.map(({ count }) => count).join()} ${width} ${height}`;
         if (this.name === name) return;
         this.name = name;
         const image = new ImageData(width, height), tops = new Float32Array(width * height).fill(Infinity);
         const { x, z, half } = this.area, by = Math.min(width, height) / (2 * half);
-        for (const { block } of blocks) {
+        for (const block of blocks) {
             const step = Math.max(1, Math.floor(block.count / 60_000));
             for (let i = 0; i < block.count; i += step) {
                 const column = Math.floor(width / 2 + (block.positions[4 * i] - x) * by);
@@ -216,10 +217,10 @@ export class Minimap {
         this.image.getContext("2d").putImageData(image, 0, 0);
     }
 
-    draw(maths, blocks, { pose, past, poses, keys, selected, standing, frozen }) {
+    draw(blocks, { pose, past, poses, keys, selected, standing, frozen }) {
         const { context, width, height } = fitted(this.canvas);
         const anchors = [...past.filter((_, i) => i % 8 === 0), ...keys, ...(standing ? [standing] : [])];
-        const name = `${blocks.map(({ block }) => block.count).join()} ${anchors.length}`;
+        const name = `${blocks.map(({ count }) => count).join()} ${anchors.length}`;
         if (this.framed !== name || this.outgrown(anchors)) {
             this.area = this.frame(blocks, anchors);
             this.framed = name;
@@ -237,7 +238,7 @@ export class Minimap {
         if (poses.length > 1) pen.line(poses.map(({ T }) => T), INK.plan, 1.75);
         keys.forEach((key, i) => pen.dot(key.T, i === selected ? 4.5 : 3.25, i === selected ? INK.selected : INK.plan));
         if (standing) pen.dot(standing.T, 3, INK.standing);
-        this.heading(context, maths, pose, width, height);
+        this.heading(context, pose, width, height);
     }
 
     outgrown(anchors) {
@@ -245,7 +246,7 @@ export class Minimap {
         return anchors.some(({ T }) => Math.abs(T[0] - x) > half || Math.abs(T[2] - z) > half);
     }
 
-    heading(context, { turned }, pose, width, height) {
+    heading(context, pose, width, height) {
         const [u, v] = this.toMap(pose.T, width, height), [x, , z] = turned(pose.R, [0, 0, 1]), at = Math.atan2(-z, x);
         const open = Math.min(1.2, (pose.fov * Math.PI) / 360);
         const [cu, cv] = [Math.max(4, Math.min(width - 4, u)), Math.max(4, Math.min(height - 4, v))];

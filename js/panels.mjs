@@ -1,13 +1,22 @@
 /** The page around the view: toolbar, panels, foot. Builds it once and follows the Explorer; knows no rules of its own. */
 
+import { COMMANDS, HELD, TOOLBAR, commandNamed } from "./commands.mjs";
+import { button, check, el, numberField, place, segment, slider } from "./dom.mjs";
+import { ICONS, icon } from "./icons.mjs";
+import { INK, fitted } from "./overlay.mjs";
+import * as maths from "./path.mjs";
+
 /** Formats of camera files as the server names them, and their texts. */
 const FORMATS = { npz: "saveNpz", "nerfstudio transforms.json": "saveTransforms", "colmap text": "saveColmap" };
 
+const head = (words) => el("h3", { textContent: words });
+const hint = (words) => el("p.hint", { textContent: words });
+const row = (...parts) => el("div.row", {}, ...parts);
+
 export class Panels {
-    /** @param {object} x  the Explorer  @param {object} parts  {dom, icons, commands} modules */
-    constructor(x, { dom, icons, commands }) {
-        Object.assign(this, { x, dom, icons, commands, t: x.t, buttons: [] });
-        const { el } = dom;
+    /** @param {object} x  the Explorer */
+    constructor(x) {
+        Object.assign(this, { x, t: x.t, buttons: [] });
         this.view = el("div.view");
         this.sink = el("input.sink", { readOnly: true, inputMode: "none", autocomplete: "off", "aria-label": this.t("view3d") });
         this.sink.setAttribute("data-capture-wheel", "true");
@@ -34,39 +43,38 @@ export class Panels {
 
     /** The button of a command, with its tooltip and key. */
     commandButton(id, options = {}) {
-        const command = this.commands.command(id), name = options.icon ?? command.icon ?? id;
+        const command = commandNamed(id), name = options.icon ?? command.icon ?? id;
         const words = this.t(`${id}.tip`);
-        const button = this.dom.button({
+        const made = button({
             label: this.t(id), title: `${words} (${command.keys})`, run: () => this.x.run(command),
-            icon: this.icons.names.includes(name) ? this.icons.icon(name) : null, ...options,
+            icon: ICONS.includes(name) ? icon(name) : null, ...options,
         });
-        this.buttons.push({ button, command });
-        return button;
+        this.buttons.push({ button: made, command });
+        return made;
     }
 
     /** A button of its own, not in the table of commands. */
     action(id, run, options = {}) {
-        return this.dom.button({ label: this.t(id), title: this.t(`${id}.tip`), icon: null, text: true, ...options, run });
+        return button({ label: this.t(id), title: this.t(`${id}.tip`), icon: null, text: true, ...options, run });
     }
 
     toolbar() {
-        const bar = this.dom.el("div.bar", { role: "toolbar" });
+        const bar = el("div.bar", { role: "toolbar" });
         let push = false;
-        for (const id of this.commands.TOOLBAR) {
+        for (const id of TOOLBAR) {
             if (id === ">") push = true;
-            else if (id === "|") bar.append(this.dom.el("span.gap"));
+            else if (id === "|") bar.append(el("span.gap"));
             else {
-                const button = this.commandButton(id);
-                if (push) button.classList.add("push");
+                const made = this.commandButton(id);
+                if (push) made.classList.add("push");
                 push = false;
-                bar.append(button);
+                bar.append(made);
             }
         }
         return bar;
     }
 
     foot() {
-        const { el } = this.dom;
         this.stripCanvas = el("canvas");
         this.strip = el("input", {
             type: "range", min: 0, max: 80, step: 1, value: 0, title: this.t("strip.tip"), "aria-label": this.t("strip"),
@@ -76,8 +84,8 @@ export class Panels {
         this.status = el("div.status", { role: "status" });
         this.chunkText = el("b");
         this.stepper = el("div.stepper", { title: this.t("chunks.tip") },
-            this.dom.button({ label: this.t("fewer"), icon: this.icons.icon("minus"), run: () => this.x.changeChunks(-1) }), this.chunkText,
-            this.dom.button({ label: this.t("more"), icon: this.icons.icon("plus"), run: () => this.x.changeChunks(1) }));
+            button({ label: this.t("fewer"), icon: icon("minus"), run: () => this.x.changeChunks(-1) }), this.chunkText,
+            button({ label: this.t("more"), icon: icon("plus"), run: () => this.x.changeChunks(1) }));
         this.growButton = this.commandButton("grow", { text: true, classes: "primary" });
         this.stopButton = this.commandButton("stop", { text: true, classes: "danger" });
         this.rerollButton = this.commandButton("reroll", { text: true });
@@ -120,12 +128,11 @@ export class Panels {
         this.updateStatus();
         this.updateProgress();
         this.updatePreview();
-        this.updateChips();
         if (this.panelFields) this.panelFields();
     }
 
     mark(kind, words, title = "") {
-        return this.dom.el(`span.mark.${kind}`, { textContent: words, title });
+        return el(`span.mark.${kind}`, { textContent: words, title });
     }
 
     updateStatus() {
@@ -140,15 +147,17 @@ export class Panels {
     preflightMarks() {
         const { x, t } = this, { live } = x, marks = [];
         if (!live) return marks;
-        marks.push(this.mark(live.coverageMark, t("coverage", { n: Math.round(100 * live.least) }), t(`coverage.${live.coverageMark}`)));
-        marks.push(this.mark(live.clearanceMark, t("clearance", { n: (live.nearest / x.depth).toFixed(2) }), t(`clearance.${live.clearanceMark}`)));
-        marks.push(this.mark(live.effortMark, t("effort", { n: live.effort.toFixed(1) }), t(`effort.${live.effortMark}`)));
+        const numbers = { coverage: Math.round(100 * live.least), clearance: (live.nearest / x.depth).toFixed(2), effort: live.effort.toFixed(1) };
+        for (const [name, n] of Object.entries(numbers)) {
+            const kind = live[`${name}Mark`];
+            marks.push(this.mark(kind, t(name, { n }), t(`${name}.${kind}`)));
+        }
         const seconds = x.chunkSeconds();
         marks.push(this.mark("plain", seconds ? t("takes", { time: duration(seconds * x.chunks, t) }) : t("takesUnknown")));
         if (x.settled?.retrieved) marks.push(this.mark("plain", t("retrieved", { n: new Set(x.settled.retrieved.flat()).size })));
         if (x.freeMemory) marks.push(this.mark("plain", t("freeMemory", { n: (x.freeMemory / 2 ** 30).toFixed(1) })));
         const advice = ["clearance", "coverage", "effort"].find((name) => live[`${name}Mark`] === "poor");
-        if (advice) marks.push(this.dom.el("span.advice", { textContent: t(`${advice}.poor`) }));
+        if (advice) marks.push(el("span.advice", { textContent: t(`${advice}.poor`) }));
         return marks;
     }
 
@@ -176,7 +185,7 @@ export class Panels {
 
     /** Coverage of the plan's views as cells, the keys above, the playhead. */
     drawStrip() {
-        const { x } = this, { context, width, height } = x.drawing.fitted(this.stripCanvas);
+        const { x } = this, { context, width, height } = fitted(this.stripCanvas);
         const last = Math.max(1, x.poses.length - 1), cells = x.live?.marks ?? [], top = 9, tall = height - top - 3;
         context.fillStyle = "rgba(128,132,142,.22)";
         context.beginPath();
@@ -184,7 +193,7 @@ export class Panels {
         context.fill();
         cells.forEach((mark, i) => {
             const gap = cells.length > 60 ? 0.5 : 1.5, wide = width / cells.length;
-            context.fillStyle = x.drawing.INK[mark];
+            context.fillStyle = INK[mark];
             context.beginPath();
             context.roundRect(i * wide + gap / 2, top, wide - gap, tall, 2.5);
             context.fill();
@@ -195,7 +204,7 @@ export class Panels {
         x.keyFrames().forEach((frame, i) => {
             context.beginPath();
             context.arc(4 + (frame / last) * (width - 8), 4, i === x.selected ? 3.6 : 2.8, 0, 7);
-            context.fillStyle = i === x.selected ? x.drawing.INK.selected : getComputedStyle(this.body).color;
+            context.fillStyle = i === x.selected ? INK.selected : getComputedStyle(this.body).color;
             context.fill();
         });
         const at = Math.max(1.5, Math.min(width - 1.5, (x.scrub / last) * width));
@@ -206,11 +215,11 @@ export class Panels {
     // ----------------------------------------------------------------------------------------------- over the view
 
     updatePreview() {
-        const { x, t } = this, { grow } = x, { el: _ } = this.dom;
+        const { x, t } = this, { grow } = x;
         const box = x.previewRect();
         this.previewBox.hidden = !box;
         if (!box) return;
-        Object.assign(this.previewBox.style, { width: `${box[2] + 2}px`, height: `${box[3] + 2}px` });
+        place(this.previewBox, { width: box[2] + 2, height: box[3] + 2 });
         const picture = grow.picture;
         this.live.hidden = !picture;
         if (picture && this.live.src !== picture) this.live.src = picture;
@@ -233,8 +242,7 @@ export class Panels {
     setMessage(head, words, actions = []) {
         this.message.hidden = head === null;
         if (head === null) return this.message.replaceChildren();
-        const { el } = this.dom;
-        this.message.replaceChildren(el("b", { textContent: head }), el("p", { textContent: words ?? "" }), ...(actions.length ? [el("div.row", {}, ...actions)] : []));
+        this.message.replaceChildren(el("b", { textContent: head }), el("p", { textContent: words ?? "" }), ...(actions.length ? [row(...actions)] : []));
     }
 
     setNotice(words, { bad = false, actions = [] } = {}) {
@@ -242,8 +250,8 @@ export class Panels {
         this.notice.classList.toggle("bad", bad);
         this.notice.replaceChildren();
         if (!words) return;
-        const close = this.dom.button({ label: this.t("dismiss"), icon: this.icons.icon("close"), run: () => this.setNotice(null) });
-        this.notice.append(this.dom.el("span", { textContent: words }), ...actions, close);
+        const close = button({ label: this.t("dismiss"), icon: icon("close"), run: () => this.setNotice(null) });
+        this.notice.append(el("span", { textContent: words }), ...actions, close);
     }
 
     // -------------------------------------------------------------------------------------------------------- panels
@@ -260,11 +268,11 @@ export class Panels {
     }
 
     field(id, options) {
-        return this.dom.numberField({ label: this.t(id), title: this.t(`${id}.tip`), leave: () => this.x.focusView(), ...options });
+        return numberField({ label: this.t(id), title: this.t(`${id}.tip`), leave: () => this.x.focusView(), ...options });
     }
 
     keyPanel() {
-        const { x, t } = this, { el, segment } = this.dom, { maths } = x;
+        const { x, t } = this;
         const heading = el("h3"), step = 0.02 * x.depth;
         const places = ["x", "y", "z"].map((id, i) => this.field(id, {
             step, onchange: (value) => x.editPose((pose) => ({ ...pose, T: pose.T.map((old, k) => (k === i ? value : old)) })), oncommit: () => x.commitSoon(),
@@ -295,20 +303,20 @@ export class Panels {
             place.show(x.space);
             everyFov.input.disabled = !x.plan.keys.length;
         };
-        return [heading, el("div.grid", {}, ...places, ...turns), el("h3", { textContent: t("lens") }), el("div.row", {}, fov, unit), el("div.row", {}, everyFov),
-            el("h3", { textContent: t("thisKey") }),
-            el("div.row", {}, this.commandButton("previous"), this.commandButton("next"), this.commandButton("setKey"), this.commandButton("duplicate"), this.commandButton("remove")),
-            el("div.row", {}, this.commandButton("move", { text: true }), this.commandButton("turn", { text: true }), place),
-            el("p.hint", { textContent: t("keyHint") })];
+        return [heading, el("div.grid", {}, ...places, ...turns), head(t("lens")), row(fov, unit), row(everyFov),
+            head(t("thisKey")),
+            row(this.commandButton("previous"), this.commandButton("next"), this.commandButton("setKey"), this.commandButton("duplicate"), this.commandButton("remove")),
+            row(this.commandButton("move", { text: true }), this.commandButton("turn", { text: true }), place),
+            hint(t("keyHint"))];
     }
 
     pathPanel() {
-        const { x, t } = this, { el, segment } = this.dom, { maths } = x;
+        const { x, t } = this;
         const curve = segment({ title: t("curve"), options: maths.CURVES.map((name) => [name, t(`curve.${name}`)]), onchange: (value) => x.commit({ ...x.plan, curve: value }) });
         const motion = segment({ title: t("motion"), options: maths.MOTIONS.map((name) => [name, t(`motion.${name}`)]), onchange: (value) => x.commit({ ...x.plan, motion: value }) });
         const seed = this.field("seed", { step: 1, digits: 0, low: 0, high: Number.MAX_SAFE_INTEGER, onchange: (value) => x.preview({ ...x.plan, seed: Math.round(value) }), oncommit: () => x.commitSoon() });
-        const starts = Object.keys(maths.STARTS).map((name) => this.dom.button({ label: t(`start.${name}`), title: t("start.tip"), text: true, run: () => x.useStart(name) }));
-        const change = { move: [0, 0, 0], yaw: 0, pitch: 0, scale: 1 };
+        const starts = Object.keys(maths.STARTS).map((name) => button({ label: t(`start.${name}`), title: t("start.tip"), text: true, run: () => x.useStart(name) }));
+        const change = {};
         const wholes = [["dx", 0], ["dy", 1], ["dz", 2]].map(([id, i]) => this.field(id, { step: 0.02 * x.depth, onchange: (value) => (change.move[i] = value) }))
             .concat([this.field("turnBy", { step: 1, onchange: (value) => (change.yaw = value) }), this.field("tiltBy", { step: 1, onchange: (value) => (change.pitch = value) }),
                 this.field("scaleBy", { step: 0.05, low: 0.01, high: 100, onchange: (value) => (change.scale = value) })]);
@@ -322,8 +330,8 @@ export class Panels {
             clear();
         });
         const captions = this.captions(), presets = this.presets();
-        const saves = [["", "save"], ...Object.entries(FORMATS)].map(([format, id]) => this.dom.button({ label: t(id), title: t("save.tip"), text: true, run: () => x.saveFile(format) }));
-        const whole = [apply, this.action("reverse", () => x.reversePath(), { icon: this.icons.icon("reverse") }), this.action("thereAndBack", () => x.thereAndBack()), this.action("clear", () => x.clearPath())];
+        const saves = [["", "save"], ...Object.entries(FORMATS)].map(([format, id]) => button({ label: t(id), title: t("save.tip"), text: true, run: () => x.saveFile(format) }));
+        const whole = [apply, this.action("reverse", () => x.reversePath(), { icon: icon("reverse") }), this.action("thereAndBack", () => x.thereAndBack()), this.action("clear", () => x.clearPath())];
         this.panelFields = () => {
             curve.show(x.plan.curve);
             motion.show(x.plan.motion);
@@ -332,17 +340,17 @@ export class Panels {
             [...whole, ...wholes].forEach((part) => (part.input.disabled = !x.plan.keys.length));
             [...starts, ...saves].forEach((part) => (part.input.disabled = !x.standing));
         };
-        return [el("h3", { textContent: t("curve") }), curve, el("h3", { textContent: t("motion") }), motion,
-            el("h3", { textContent: t("content") }), captions, el("div.row", {}, seed),
-            el("h3", { textContent: t("starts") }), el("div.row", {}, ...starts), presets,
-            el("h3", { textContent: t("whole") }), el("div.grid", {}, ...wholes), el("div.row", {}, ...whole),
-            el("h3", { textContent: t("file") }), el("div.row", {}, this.action("load", () => x.loadFile(), { icon: this.icons.icon("load") }), ...saves),
-            el("p.hint", { textContent: t("fileHint") })];
+        return [head(t("curve")), curve, head(t("motion")), motion,
+            head(t("content")), captions, row(seed),
+            head(t("starts")), row(...starts), presets,
+            head(t("whole")), el("div.grid", {}, ...wholes), row(...whole),
+            head(t("file")), row(this.action("load", () => x.loadFile(), { icon: icon("load") }), ...saves),
+            hint(t("fileHint"))];
     }
 
     /** The pack's presets, asked of the server when they are wanted. */
     presets() {
-        const { x, t } = this, { el, segment } = this.dom, list = el("div.row"), body = el("div", { hidden: true });
+        const { x, t } = this, list = el("div.row"), body = el("div", { hidden: true });
         let direction = "right", strength = null;
         const way = segment({ title: t("direction"), options: ["left", "right", "up", "down"].map((name) => [name, t(`direction.${name}`)]), onchange: (value) => (direction = value) });
         const much = this.field("strength", { step: 0.05, low: 0, high: 1000, onchange: (value) => (strength = value) });
@@ -352,23 +360,23 @@ export class Panels {
             if (list.childElementCount) return;
             await x.said(async () => {
                 const found = await x.presets();
-                list.replaceChildren(...found.map((preset) => this.dom.button({
+                list.replaceChildren(...found.map((preset) => button({
                     label: preset.name.replaceAll("_", " "), title: preset.note || t("start.tip"), text: true,
                     run: () => x.usePreset(preset.name, direction, strength ?? preset.strength?.default ?? 0),
                 })));
             });
         });
-        body.append(way, el("div.row", {}, much), list);
-        return el("div", {}, el("div.row", {}, open), body);
+        body.append(way, row(much), list);
+        return el("div", {}, row(open), body);
     }
 
     /** What new parts show, chunk by chunk. */
     captions() {
-        const { x, t } = this, { el } = this.dom;
+        const { x, t } = this;
         let chunk = 0;
         const area = el("textarea", { placeholder: t("caption.empty"), "aria-label": t("content"), spellcheck: false });
-        const which = el("b"), row = el("div.stepper", {}, this.dom.button({ label: t("previousChunk"), icon: this.icons.icon("previous"), run: () => go(-1) }), which,
-            this.dom.button({ label: t("nextChunk"), icon: this.icons.icon("next"), run: () => go(1) }));
+        const which = el("b"), row = el("div.stepper", {}, button({ label: t("previousChunk"), icon: icon("previous"), run: () => go(-1) }), which,
+            button({ label: t("nextChunk"), icon: icon("next"), run: () => go(1) }));
         const frame = () => (chunk ? String(1 + x.chunkFrames * chunk) : "0");
         const show = () => {
             chunk = Math.min(chunk, x.chunks - 1);
@@ -392,7 +400,7 @@ export class Panels {
     }
 
     historyPanel() {
-        const { x, t } = this, { el, slider } = this.dom;
+        const { x, t } = this;
         const tree = el("div.tree"), frames = slider({ label: t("madeFrames"), title: t("madeFrames.tip"), min: 0, max: 1, step: 1, oninput: (frame) => x.snapTo(frame), format: (n) => String(n) });
         let shown = null;
         this.panelFields = () => {
@@ -406,22 +414,23 @@ export class Panels {
             if (name !== shown) tree.replaceChildren(...this.states());
             shown = name;
         };
-        return [el("h3", { textContent: t("history") }), tree, el("div.row", {}, this.commandButton("back", { text: true }), this.commandButton("reroll", { text: true })),
-            el("h3", { textContent: t("snap") }), frames, el("p.hint", { textContent: t("snapHint") })];
+        return [head(t("history")), tree, row(this.commandButton("back", { text: true }), this.commandButton("reroll", { text: true })),
+            head(t("snap")), frames, hint(t("snapHint"))];
     }
 
     /** Every state of the folder, each under its parent, indented where the walk branched. */
     states() {
-        const { x, t } = this, { el } = this.dom;
+        const { x, t } = this;
         if (!x.world) return [];
         const children = new Map();
         for (const state of x.world.tree) children.set(state.parent, [...(children.get(state.parent) ?? []), state]);
         const rows = [], chain = new Set(x.world.chain);
         const walk = (state, depth, number) => {
             const here = state.state === x.world.state;
-            const input = el("input", { type: "button", title: t("stand.tip"), onclick: () => x.standAt(state.state) });
-            input.setAttribute("aria-label", `${t("stand")} ${state.state.slice(0, 8)}`);
-            input.addEventListener("mousedown", (event) => event.preventDefault());
+            const input = el("input", {
+                type: "button", title: t("stand.tip"), "aria-label": `${t("stand")} ${state.state.slice(0, 8)}`,
+                onclick: () => x.standAt(state.state), onmousedown: (event) => event.preventDefault(),
+            });
             const row = el("div.state", {}, el("img", { src: x.thumbnail(state), alt: "", loading: "lazy" }),
                 el("div", {}, el("b", { textContent: state.parent ? t("chunkN", { n: number }) : t("theStart") }),
                     el("p", { textContent: state.prompt || state.generator || state.state.slice(0, 8), title: state.prompt ?? "" }),
@@ -438,10 +447,10 @@ export class Panels {
     }
 
     viewPanel() {
-        const { x, t } = this, { el, slider, check } = this.dom, parts = [];
+        const { x, t } = this, parts = [];
         const add = (part, value) => parts.push([part, value]) && part;
         const toggles = ["preview", "map", "cameras", "tint", "splats"].map((name) => add(
-            check({ label: t(name), title: `${t(`${name}.tip`)} (${this.commands.command(name).keys})`, onchange: () => x.toggle(name) }), () => x.settings[name]));
+            check({ label: t(name), title: `${t(`${name}.tip`)} (${commandNamed(name).keys})`, onchange: () => x.toggle(name) }), () => x.settings[name]));
         const speed = add(slider({ label: t("speed"), min: -4, max: 6, step: 0.25, format: (v) => `× ${Number((2 ** v).toFixed(2))}`, oninput: (v) => x.changeSpeed(2 ** v / x.flight.speed) }), () => Math.log2(x.flight.speed));
         const size = add(slider({ label: t("pointSize"), min: 0.25, max: 3, step: 0.05, format: (v) => `× ${v}`, oninput: (v) => x.set("pointSize", v) }), () => x.settings.pointSize);
         const budget = add(slider({ label: t("budget"), min: 50_000, max: 2_000_000, step: 50_000, format: (v) => `${Math.round(v / 1000)} k`, oninput: (v) => x.set("budget", v) }), () => x.settings.budget);
@@ -451,9 +460,9 @@ export class Panels {
         this.panelFields = () => {
             from.input.max = to.input.max = Math.max(1, x.past.length - 1);
             parts.forEach(([part, value]) => part.show(value()));
-            drawn.textContent = t("drawn", { n: x.stage ? x.stage.timing.drawn.toLocaleString() : 0 });
+            drawn.textContent = t("drawn", { n: x.stage ? x.stage.drawn.toLocaleString() : 0 });
         };
-        return [el("h3", { textContent: t("viewHead") }), ...toggles, speed, size, budget, drawn, el("h3", { textContent: t("sources") }), from, to];
+        return [head(t("viewHead")), ...toggles, speed, size, budget, drawn, head(t("sources")), from, to];
     }
 
     // ---------------------------------------------------------------------------------------------------------- help
@@ -461,10 +470,10 @@ export class Panels {
     showHelp(shown) {
         this.help.hidden = !shown;
         if (!shown) return this.help.replaceChildren();
-        const { el } = this.dom, { t } = this, { COMMANDS, HELD } = this.commands;
+        const { t } = this;
         const line = (words, keys) => el("p", {}, el("span", { textContent: words }), el("kbd", { textContent: keys }));
-        const held = el("section", {}, el("h3", { textContent: t("group.moving") }), ...HELD.map(([id, keys]) => line(t(`held.${id}`), keys === "mouse" ? t(`mouse.${id}`) : keys)));
-        const groups = [...new Set(COMMANDS.map(({ group }) => group))].map((group) => el("section", {}, el("h3", { textContent: t(`group.${group}`) }),
+        const held = el("section", {}, head(t("group.moving")), ...HELD.map(([id, keys]) => line(t(`held.${id}`), keys === "mouse" ? t(`mouse.${id}`) : keys)));
+        const groups = [...new Set(COMMANDS.map(({ group }) => group))].map((group) => el("section", {}, head(t(`group.${group}`)),
             ...COMMANDS.filter((command) => command.group === group).map((command) => line(t(command.id), command.keys))));
         this.help.replaceChildren(held, ...groups);
     }

@@ -93,7 +93,9 @@ export function fromAngles(yaw, pitch, roll) {
     return product(product(about([0, 1, 0], yaw), about([1, 0, 0], pitch)), about([0, 0, 1], roll));
 }
 
-export const mmOf = (fov, ratio) => 18 / (Math.tan((fov * DEGREE) / 2) * ratio);
+/** Half as high as the picture of a vertical field of view, at distance 1. */
+export const halfHeight = (fov) => Math.tan((fov * DEGREE) / 2);
+export const mmOf = (fov, ratio) => 18 / (halfHeight(fov) * ratio);
 export const fovOf = (mm, ratio) => (2 * Math.atan(18 / (mm * ratio))) / DEGREE;
 
 // -------------------------------------------------------------------------------------------------------- the curve
@@ -374,7 +376,7 @@ export function gridOf([height, width], stride) {
 /** Share of the picture's grid in which some point lies in front; points: x, y, z, size one after the other. */
 export function coverage(pose, lens, points, count, grid) {
     const [columns, rows] = grid, [height, width] = lens.size, [cx, cy] = lens.centre, m = matrix(pose.R), [X, Y, Z] = pose.T;
-    const fy = height / 2 / Math.tan((pose.fov * DEGREE) / 2), fx = fy * lens.ratio;
+    const fy = height / 2 / halfHeight(pose.fov), fx = fy * lens.ratio;
     const seen = new Uint8Array(columns * rows);
     for (let i = 0, end = 4 * count; i < end; i += 4) {
         const x = points[i] - X, y = points[i + 1] - Y, z = points[i + 2] - Z;

@@ -1,14 +1,19 @@
 /** The plan of an Explorer: its text, its undo list, its keys, and what can be said of it at once. */
 
+import { el } from "./dom.mjs";
+import { recordChange, widgetOf } from "./host.mjs";
+import { page } from "./page.mjs";
+import * as maths from "./path.mjs";
+
 const UNDO_STEPS = 200, COMMIT_AFTER = 500, ASK_AFTER = 250;
 const CELLS_PER_CHUNK = 10, MOST_CELLS = 60, DRAGGED_CELLS = 20, LIVE_POINTS = 50_000;
 
-/** @param {typeof Object} Base  @param {object} modules  what the page's Explorers share */
-export const Planning = (Base, { maths, page, host, dom }) => class extends Base {
+/** @param {typeof Object} Base */
+export const Planning = (Base) => class extends Base {
     // --------------------------------------------------------------------------------------------------- text and plan
 
     get textWidget() {
-        return this.node && host.widgetOf(this.node, "path");
+        return this.node && widgetOf(this.node, "path");
     }
 
     /** The plan from the node's text, which is never overwritten by reading. */
@@ -64,7 +69,7 @@ export const Planning = (Base, { maths, page, host, dom }) => class extends Base
         this.textProblem = null;
         this.written = maths.formatPlan(this.plan, this.standing ?? this.flight.pose);
         this.textWidget.value = this.written;
-        host.recordChange(this.app);
+        recordChange(this.app);
     }
 
     /** Goes on with the undo list of the same node; if the host's own undo brought another text, that is one more step. */
@@ -105,7 +110,7 @@ export const Planning = (Base, { maths, page, host, dom }) => class extends Base
 
     /** How long the chunks of whatever grows this world are. */
     aim() {
-        const found = this.targets().map(({ node }) => host.widgetOf(node, "chunk_frames")?.value).find(Number.isFinite);
+        const found = this.targets().map(({ node }) => widgetOf(node, "chunk_frames")?.value).find(Number.isFinite);
         this.chunkFrames = found ?? 80;
     }
 
@@ -226,15 +231,19 @@ export const Planning = (Base, { maths, page, host, dom }) => class extends Base
         // appending goes on appending; inserting goes on behind the one just inserted
         this.commit({ ...this.plan, keys }, { selected: last ? -1 : at });
         this.scrub = this.poses.length - 1;
-        this.refresh();
     }
 
     setKeys(keys, selected = this.selected) {
         this.commit({ ...this.plan, keys }, { selected });
     }
 
+    /** The plan with a key changed. */
+    withKey(index, change) {
+        return { ...this.plan, keys: this.plan.keys.with(index, { ...this.plan.keys[index], ...change }) };
+    }
+
     setKeyToView() {
-        this.setKeys(this.plan.keys.with(this.selected, { ...this.plan.keys[this.selected], ...this.viewKey() }));
+        this.commit(this.withKey(this.selected, this.viewKey()));
     }
 
     duplicateKey() {
@@ -282,7 +291,7 @@ export const Planning = (Base, { maths, page, host, dom }) => class extends Base
         if (index < 0) {
             this.flight.to(change(pose), { glide: false });
             this.redraw();
-        } else this.preview({ ...this.plan, keys: this.plan.keys.with(index, change(pose)) });
+        } else this.preview(this.withKey(index, change(pose)));
     }
 
     fovToAll() {
@@ -311,7 +320,7 @@ export const Planning = (Base, { maths, page, host, dom }) => class extends Base
         if (!stage || stage.owner !== this) return;
         if (!this.gizmoShown) return stage.detachGizmo();
         const handlers = {
-            onChange: ({ R, T }) => this.preview({ ...this.plan, keys: this.plan.keys.with(this.selected, { ...this.plan.keys[this.selected], R: maths.unit(R), T }) }),
+            onChange: ({ R, T }) => this.preview(this.withKey(this.selected, { R: maths.unit(R), T })),
             onDragging: (dragging) => {
                 this.gizmoDragging = dragging;
                 if (!dragging) this.commit();
@@ -365,14 +374,14 @@ export const Planning = (Base, { maths, page, host, dom }) => class extends Base
         const own = { name: `${name}.json`, blob: new Blob([path], { type: "application/json" }) };
         await this.said(async () => {
             const file = format ? await page.worlds.cameraFile({ folder: this.folder, state: this.world.state, path, format }) : own;
-            const link = dom.el("a", { href: URL.createObjectURL(file.blob), download: file.name });
+            const link = el("a", { href: URL.createObjectURL(file.blob), download: file.name });
             link.click();
             setTimeout(() => URL.revokeObjectURL(link.href), 1000);
         });
     }
 
     loadFile() {
-        const input = dom.el("input", { type: "file", accept: ".json,.npz,application/json" });
+        const input = el("input", { type: "file", accept: ".json,.npz,application/json" });
         input.addEventListener("change", () => this.said(async () => {
             const file = input.files[0], text = file.name.endsWith(".json") ? await file.text() : "";
             const query = { folder: this.folder, state: this.world.state, name: file.name };

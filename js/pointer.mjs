@@ -1,32 +1,37 @@
 /** Mouse, wheel and keys of one Explorer, kept away from the graph behind it. */
 
+import { commandOf } from "./commands.mjs";
+import { capture } from "./dom.mjs";
+import { moves } from "./flight.mjs";
+import { givesWheelToCanvas } from "./host.mjs";
+
 const CLICK = 4;                // pixels that a click may slip
 const STOPPED = ["pointerdown", "pointermove", "pointerup", "mousedown", "click", "dblclick", "contextmenu"];
 const HELD_RECORDING = 400;     // milliseconds after which letting go of the key ends the recording
 
 /** Listens until the signal aborts. */
-export function listen(x, { body, view, sink, mapCanvas }, { dom, commands, flightModule, host }, signal) {
+export function listen(x, { body, view, sink, mapCanvas }, signal) {
     const on = (target, name, act, options = {}) => target.addEventListener(name, act, { signal, ...options });
     // mouseup goes on to the window: the host's undo waits for it there
     STOPPED.forEach((name) => on(body, name, (event) => event.stopPropagation()));
     on(body, "contextmenu", (event) => event.preventDefault());
-    on(body, "wheel", (event) => wheel(x, event, sink, host), { passive: false });
-    on(body, "keydown", (event) => keyDown(x, event, sink, commands, flightModule));
+    on(body, "wheel", (event) => wheel(x, event, sink), { passive: false });
+    on(body, "keydown", (event) => keyDown(x, event, sink));
     on(body, "keyup", (event) => keyUp(x, event));
     on(body, "pointerdown", () => x.takeStage());
     on(sink, "blur", () => x.letGo());
     on(sink, "focus", () => x.takeStage());
     on(document, "visibilitychange", () => (document.hidden ? x.letGo() : x.comeBack()));
-    listenToView(x, view, sink, dom, on);
-    listenToMap(x, mapCanvas, dom, on);
+    listenToView(x, view, sink, on);
+    listenToMap(x, mapCanvas, on);
 }
 
-function wheel(x, event, sink, host) {
+function wheel(x, event, sink) {
     event.preventDefault();
     event.stopPropagation();
     const scrolled = event.target.closest?.(".panel, .help, .notice");
     if (scrolled) return void (scrolled.scrollTop += event.deltaY);
-    if (!x.overlay && host.givesWheelToCanvas(x.app, event, sink)) return;
+    if (!x.overlay && givesWheelToCanvas(x.app, event, sink)) return;
     const notches = -Math.sign(event.deltaY) * Math.min(3, Math.abs(event.deltaY) / 100 || 1);
     if (x.flight.pivot) {
         x.flight.dolly(notches);
@@ -39,14 +44,14 @@ const isText = (target) => target.matches?.("textarea, input[type=text]:not(.sin
 /** Keys the host shall have whatever is focused: run, save, and the browser's own. */
 const passes = (event) => (event.ctrlKey || event.metaKey) && ["Enter", "s"].includes(event.key) || (/^F\d+$/.test(event.key) && event.key !== "F1");
 
-function keyDown(x, event, sink, commands, { moves }) {
+function keyDown(x, event, sink) {
     if (passes(event)) return;
     event.stopPropagation();
     if (event.isComposing || isText(event.target)) {
         if (event.key === "Escape" && event.target.matches("textarea")) x.focusView();
         return;
     }
-    const command = commands.commandOf(event), onSink = event.target === sink;
+    const command = commandOf(event), onSink = event.target === sink;
     // a focused button is pressed by these, a slider or a choice moved
     if (!onSink && ["Space", "Enter", "Tab"].includes(event.code) && !event.shiftKey) return;
     if (!onSink && /^(Arrow|Home|End|Page)/.test(event.code)) return;
@@ -73,18 +78,21 @@ function keyUp(x, event) {
     if (event.code === "KeyB" && x.recording && performance.now() - (x.recordPressed ?? 0) > HELD_RECORDING) x.toggleRecording();
 }
 
-function listenToView(x, view, sink, dom, on) {
+/** Where an event is in an element, in the element's own pixels, however the graph is zoomed. */
+function placeIn(element, event) {
+    const rect = element.getBoundingClientRect(), by = element.clientWidth / Math.max(rect.width, 1);
+    return [(event.clientX - rect.left) * by, (event.clientY - rect.top) * by];
+}
+
+function listenToView(x, view, sink, on) {
     let drag = null;
-    const place = (event) => {
-        const rect = view.getBoundingClientRect(), by = view.clientWidth / Math.max(rect.width, 1);
-        return [(event.clientX - rect.left) * by, (event.clientY - rect.top) * by];
-    };
+    const place = (event) => placeIn(view, event);
     on(sink, "pointerdown", (event) => {
         sink.focus({ preventScroll: true });
-        if (x.stage?.gizmo?.axis && x.gizmoShown) return; // its handles are dragged
+        if (x.stage?.gizmo?.axis && x.gizmoShown) return;  // its handles are dragged
         const at = place(event);
         drag = { button: event.button, at, first: at, key: x.keyAt(at), slipped: false };
-        dom.capture(sink, event.pointerId);
+        capture(sink, event.pointerId);
         sink.classList.add("dragging");
     });
     on(sink, "pointermove", (event) => {
@@ -113,18 +121,15 @@ function listenToView(x, view, sink, dom, on) {
     on(sink, "dblclick", (event) => x.orbitAt(place(event)));
 }
 
-function listenToMap(x, canvas, dom, on) {
+function listenToMap(x, canvas, on) {
     let drag = null;
-    const place = (event) => {
-        const rect = canvas.getBoundingClientRect(), by = canvas.clientWidth / Math.max(rect.width, 1);
-        return [(event.clientX - rect.left) * by, (event.clientY - rect.top) * by];
-    };
+    const place = (event) => placeIn(canvas, event);
     on(canvas, "mousedown", (event) => event.preventDefault());
     on(canvas, "pointerdown", (event) => {
         x.focusView();
         const key = x.mapKeyAt(place(event));
         drag = { key };
-        dom.capture(canvas, event.pointerId);
+        capture(canvas, event.pointerId);
         if (key < 0) x.goOnMap(place(event));
         else x.select(key);
     });

@@ -5,6 +5,8 @@
  * way between those and three.js (y up, z backward).
  */
 
+import { halfHeight, inverse, turned } from "./path.mjs";
+
 const BACKGROUND = 0x15171b;
 const SOFTWARE = /swiftshader|llvmpipe|software/i;
 const WANTED_FRAME = 70;        // milliseconds while moving
@@ -50,7 +52,7 @@ export class Stage {
         this.owner = null;
         this.limit = 500_000;
         this.still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-        this.timing = { moving: 0, still: 0, drawn: 0 };
+        this.drawn = 0;                     // points of the last frame
         this.canvas = document.createElement("canvas");
         this.canvas.className = "lyra2-stage";
         this.openRenderer();
@@ -128,10 +130,6 @@ export class Stage {
 
     // ------------------------------------------------------------------------------------------------------- blocks
 
-    has(key) {
-        return this.blocks.has(key);
-    }
-
     addBlock(key, block) {
         if (this.blocks.has(key)) return;
         const { BufferGeometry, BufferAttribute, Float32BufferAttribute, Points, RawShaderMaterial, GLSL3 } = this.three;
@@ -191,7 +189,7 @@ export class Stage {
             points.material.uniforms.grown.value = this.still ? 1 : Math.min(1, (now - since) / APPEAR);
             drawn += count;
         }
-        this.timing.drawn = drawn;
+        this.drawn = drawn;
         return total;
     }
 
@@ -222,11 +220,11 @@ export class Stage {
         if (!this.fit(owner.view)) return;
         clearTimeout(this.settling);
         const total = this.setBudget(moving ? Math.min(this.movingBudget, this.limit) : this.limit);
-        if (moving && total > this.timing.drawn) this.settling = setTimeout(() => this.invalidate(), SETTLE);
+        if (moving && total > this.drawn) this.settling = setTimeout(() => this.invalidate(), SETTLE);
         this.lastDraw = owner.picture();
         this.begun = performance.now();
         this.render(this.lastDraw);
-        this.fence = { sync: this.gl.fenceSync(this.gl.SYNC_GPU_COMMANDS_COMPLETE, 0), moving, points: this.timing.drawn };
+        this.fence = { sync: this.gl.fenceSync(this.gl.SYNC_GPU_COMMANDS_COMPLETE, 0), moving, points: this.drawn };
         this.gl.flush();
         owner.onDrawn?.(moving);
     }
@@ -239,7 +237,6 @@ export class Stage {
         const took = performance.now() - this.begun;
         if (sync) this.gl.deleteSync(sync);
         this.fence = null;
-        this.timing[moving ? "moving" : "still"] = took;
         if (moving) {
             const fitting = points * Math.min(2, Math.max(0.25, WANTED_FRAME / Math.max(took, 1)));
             this.movingBudget = Math.round(Math.min(2_000_000, Math.max(FEWEST, fitting, took < WANTED_FRAME ? this.movingBudget : 0)));
@@ -269,7 +266,7 @@ export class Stage {
         renderer.setScissorTest(false);
         renderer.setClearColor(this.background, 1);
         renderer.clear();
-        this.shared.pixels.value = height / 2 / Math.tan((fov * Math.PI) / 360);
+        this.shared.pixels.value = height / 2 / halfHeight(fov);
         this.followSplats();
         renderer.render(this.scene, this.camera);
         if (side) this.renderSide(side, near, far);
@@ -288,7 +285,7 @@ export class Stage {
         renderer.clear();
         renderer.render(this.backdrop, this.camera);
         this.aim(this.side, pose, fov, aspect, near, far);
-        this.shared.pixels.value = height / 2 / Math.tan((fov * Math.PI) / 360);
+        this.shared.pixels.value = height / 2 / halfHeight(fov);
         renderer.clearDepth();
         renderer.render(this.scene, this.side);
         renderer.setScissorTest(false);
@@ -305,8 +302,8 @@ export class Stage {
     }
 
     /** The nearest known point within a few pixels of the ray through (x, y) of the view, each -1 to 1, y down; or null. */
-    pick({ R, T }, fov, aspect, x, y, turned, inverse, reach = 0.03) {
-        const across = Math.tan((fov * Math.PI) / 360), back = inverse(R);
+    pick({ R, T }, fov, aspect, x, y, reach = 0.03) {
+        const across = halfHeight(fov), back = inverse(R);
         let best = null, bestDepth = Infinity;
         for (const { block } of this.shownBlocks()) {
             const { positions } = block, end = Math.min(block.count, 60_000);

@@ -1,7 +1,12 @@
 /** Where an Explorer stands: the world and its points, its states, the frames that were made. */
 
-/** @param {typeof Object} Base  @param {object} modules  what the page's Explorers share */
-export const Standing = (Base, { maths, page, icons, openStage }) => class extends Base {
+import { place } from "./dom.mjs";
+import { icon } from "./icons.mjs";
+import { page } from "./page.mjs";
+import { halfHeight, parsePlan } from "./path.mjs";
+
+/** @param {typeof Object} Base */
+export const Standing = (Base) => class extends Base {
     // ---------------------------------------------------------------------------------------------------------- worlds
 
     /** The summary of where the plan begins, then the points of its chunks, the newest first. */
@@ -28,7 +33,7 @@ export const Standing = (Base, { maths, page, icons, openStage }) => class exten
         if (this.stage?.owner === this) this.stage.show([]);
         if (error.status === 404 && state && !(await page.worlds.world(this.folder).catch(() => null))) state = "";
         if (this.closed || this.world) return;
-        const begin = this.panels.action("begin", () => this.beginWorld(), { classes: "primary", icon: icons.icon("begin") });
+        const begin = this.panels.action("begin", () => this.beginWorld(), { classes: "primary", icon: icon("begin") });
         if (error.status === 404 && state) {
             const latest = this.panels.action("standLatest", () => this.standAtLatest());
             this.panels.setMessage(this.t("stateGone"), error.message, [latest, begin]);
@@ -38,25 +43,22 @@ export const Standing = (Base, { maths, page, icons, openStage }) => class exten
     }
 
     async loadBlocks(asked) {
-        const { world, folder } = this, wanted = [...world.chain].reverse();
+        const { world, folder } = this, [last, ...before] = [...world.chain].reverse(), overtaken = () => asked !== this.loading || this.closed;
         this.blockKeys = world.chain.filter((state) => page.worlds.cached(folder, state));
         try {
-            const newest = await page.worlds.block(folder, wanted[0]);
-            if (asked !== this.loading || this.closed) return;
+            const newest = await page.worlds.block(folder, last);
+            if (overtaken()) return;
             this.standAtEndOf(newest);
-            this.blockArrived(wanted[0]);
-            await Promise.all([0, 1].map(async (lane) => {
-                for (let i = 1 + lane; i < wanted.length; i += 2) {
-                    await page.worlds.block(folder, wanted[i]);
-                    if (asked !== this.loading || this.closed) return;
-                    this.blockArrived(wanted[i]);
+            this.blockArrived(last);
+            // two at a time
+            await Promise.all([0, 1].map(async () => {
+                for (let state; !overtaken() && (state = before.shift()); ) {
+                    await page.worlds.block(folder, state);
+                    if (!overtaken()) this.blockArrived(state);
                 }
             }));
-            if (asked !== this.loading || this.closed) return;
-            this.past = world.chain.flatMap((state) => page.worlds.cached(folder, state)?.cameras ?? []);
-            this.planChanged();
         } catch (error) {
-            if (asked === this.loading && !this.closed) this.panels.setNotice(error.message, { bad: true, actions: [this.panels.action("again", () => this.loadWorld())] });
+            if (!overtaken()) this.panels.setNotice(error.message, { bad: true, actions: [this.panels.action("again", () => this.loadWorld())] });
         }
     }
 
@@ -131,7 +133,7 @@ export const Standing = (Base, { maths, page, icons, openStage }) => class exten
     /** The same way again from where it began, with the next seed. */
     async reroll() {
         const made = this.grownPath();
-        const { keys, curve, order, loop, motion, captions, frames } = maths.parsePlan(made.path);
+        const { keys, curve, order, loop, motion, captions, frames } = parsePlan(made.path);
         this.settings.chunks = Math.max(1, Math.round((frames - 1) / this.chunkFrames));
         this.commit({ ...this.plan, from: made.from, keys, curve, order, loop, motion, captions, seed: made.seed + 1 }, { selected: -1 });
         await this.loadWorld(made.from);
@@ -157,9 +159,9 @@ export const Standing = (Base, { maths, page, icons, openStage }) => class exten
 
     placePhoto() {
         if (!this.photoShown) return;
-        const { clientWidth, clientHeight } = this.view, share = Math.tan((this.flight.pose.fov * Math.PI) / 360) / Math.tan((this.shownFov() * Math.PI) / 360);
+        const { clientWidth, clientHeight } = this.view, share = halfHeight(this.flight.pose.fov) / halfHeight(this.shownFov());
         const height = clientHeight * share, width = height * this.aspect;
-        Object.assign(this.panels.photo.style, { width: `${width}px`, height: `${height}px`, left: `${(clientWidth - width) / 2}px`, top: `${(clientHeight - height) / 2}px` });
+        place(this.panels.photo, { width, height, left: (clientWidth - width) / 2, top: (clientHeight - height) / 2 });
     }
 
     fadePhoto() {

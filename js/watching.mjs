@@ -1,9 +1,11 @@
 /** What an Explorer shows over time, and from above: recording, playing, scrubbing, the map. */
 
+import { angle, distance, simplified } from "./path.mjs";
+
 const FPS = 16;
 
-/** @param {typeof Object} Base  @param {object} modules  what the page's Explorers share */
-export const Watching = (Base, { maths }) => class extends Base {
+/** @param {typeof Object} Base */
+export const Watching = (Base) => class extends Base {
     // ---------------------------------------------------------------------------------------------- recording, playing
 
     toggleRecording() {
@@ -11,11 +13,10 @@ export const Watching = (Base, { maths }) => class extends Base {
         else {
             const poses = this.recording;
             this.recording = null;
-            const off = poses.length && (maths.distance(poses[0].T, this.standing.T) > 0.01 * this.depth || maths.angle(poses[0].R, this.standing.R) > 1);
-            const keys = maths.simplified(poses, this.depth).slice(off || this.plan.keys.length ? 0 : 1);
+            const off = poses.length && (distance(poses[0].T, this.standing.T) > 0.01 * this.depth || angle(poses[0].R, this.standing.R) > 1);
+            const keys = simplified(poses, this.depth).slice(off || this.plan.keys.length ? 0 : 1);
             if (keys.length) this.setKeys([...this.plan.keys, ...keys], -1);
         }
-        this.refresh();
     }
 
     togglePlay(along) {
@@ -26,7 +27,6 @@ export const Watching = (Base, { maths }) => class extends Base {
         this.playFrom = { frame: this.scrub, at: performance.now() };
         this.flight.pivot = null;
         this.takeStage();
-        this.redraw();
     }
 
     playOn(now) {
@@ -70,7 +70,7 @@ export const Watching = (Base, { maths }) => class extends Base {
     }
 
     dragOnMap(index, [u, v]) {
-        const [x, z] = this.minimap.fromMap(u, v), key = this.plan.keys[index];
-        this.preview({ ...this.plan, keys: this.plan.keys.with(index, { ...key, T: [x, key.T[1], z] }) });
+        const [x, z] = this.minimap.fromMap(u, v);
+        this.preview(this.withKey(index, { T: [x, this.plan.keys[index].T[1], z] }));
     }
 };

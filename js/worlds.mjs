@@ -1,5 +1,7 @@
 /** What the server knows of saved worlds: summaries, point blocks, pictures, preflight. One client for the whole page. */
 
+import { quaternion } from "./path.mjs";
+
 /** @typedef {{frame: number, fx: number, fy: number, cx: number, cy: number, c2w: Float32Array}} View */
 /**
  * @typedef {object} Block  the points that one chunk adds
@@ -26,7 +28,7 @@ const OVERTAKEN = 409;          // by a newer question of the same client
 const HEADER = 40, VIEW = 80, CAMERA = 52, POINT = 10, VERSION = 1;
 
 /** A block's bytes as arrays. WorldError if they are no block, of another version, or cut off. */
-export function decodeBlock(buffer, quaternion) {
+export function decodeBlock(buffer) {
     const view = new DataView(buffer), bytes = buffer.byteLength;
     const magic = bytes >= HEADER ? String.fromCharCode(...new Uint8Array(buffer, 0, 4)) : "";
     if (magic !== "LYPC") throw new WorldError(`this is no point block: ${bytes} bytes that begin with ${JSON.stringify(magic)}`);
@@ -36,7 +38,7 @@ export function decodeBlock(buffer, quaternion) {
     const needed = header + V * VIEW + F * CAMERA + 4 * L * V + count * POINT;
     if (bytes !== needed) throw new WorldError(`a point block of ${bytes} bytes that should have ${needed}; it was cut off on the way`);
     const size = [view.getUint16(26, true), view.getUint16(24, true)];
-    const floats = (at, length) => Float32Array.from({ length }, (_, i) => view.getFloat32(at + 4 * i, true));
+    const floats = (at, length) => new Float32Array(buffer, at, length);
     let at = header;
     const views = Array.from({ length: V }, (_, v) => {
         const from = at + v * VIEW, [fx, fy, cx, cy] = floats(from + 4, 4);
@@ -53,7 +55,7 @@ export function decodeBlock(buffer, quaternion) {
     at += 4 * L * V;
     const found = counts.flat().reduce((a, b) => a + b, 0);
     if (found !== count) throw new WorldError(`a point block of ${count} points whose levels have ${found}`);
-    return { count, views, cameras, size, ...levelsOf(counts, views), ...lift(view, at, count, counts, views) };
+    return { count, views, cameras, size, ...levelsOf(counts, views), ...lift(buffer, at, count, counts, views) };
 }
 
 function levelsOf(counts, views) {
@@ -69,25 +71,22 @@ function levelsOf(counts, views) {
     return { levelEnds, strides, coarse: levelEnds[second] ?? 0, coarseStride: strides[second] ?? 1 };
 }
 
-function lift(data, at, count, counts, views) {
+function lift(buffer, at, count, counts, views) {
     const positions = new Float32Array(4 * count), colours = new Uint8Array(4 * count), frames = new Int32Array(count);
-    const ys = at + 2 * count, ds = at + 4 * count, rgb = at + 6 * count, flags = at + 9 * count;
-    const bytes = new Uint8Array(data.buffer);
+    const [xs, ys, ds] = [0, 2, 4].map((bytes) => new Uint16Array(buffer, at + bytes * count, count));
+    const rgb = new Uint8Array(buffer, at + 6 * count), flags = rgb.subarray(3 * count);
     let i = 0;
     for (const row of counts) {
         row.forEach((length, v) => {
             const { frame, fx, fy, cx, cy, c2w: m, near, logRatio } = views[v];
             for (const end = i + length; i < end; i++) {
-                const z = near * Math.exp((data.getUint16(ds + 2 * i, true) / 65535) * logRatio);
-                const x = ((data.getUint16(at + 2 * i, true) - cx) / fx) * z, y = ((data.getUint16(ys + 2 * i, true) - cy) / fy) * z;
-                positions[4 * i] = m[0] * x + m[1] * y + m[2] * z + m[3];
-                positions[4 * i + 1] = m[4] * x + m[5] * y + m[6] * z + m[7];
-                positions[4 * i + 2] = m[8] * x + m[9] * y + m[10] * z + m[11];
+                const z = near * Math.exp((ds[i] / 65535) * logRatio), x = ((xs[i] - cx) / fx) * z, y = ((ys[i] - cy) / fy) * z;
+                for (let k = 0; k < 3; k++) {
+                    positions[4 * i + k] = m[4 * k] * x + m[4 * k + 1] * y + m[4 * k + 2] * z + m[4 * k + 3];
+                    colours[4 * i + k] = rgb[3 * i + k];
+                }
                 positions[4 * i + 3] = z / fx;
-                colours[4 * i] = bytes[rgb + 3 * i];
-                colours[4 * i + 1] = bytes[rgb + 3 * i + 1];
-                colours[4 * i + 2] = bytes[rgb + 3 * i + 2];
-                colours[4 * i + 3] = bytes[flags + i] & 1 ? 255 : 0;
+                colours[4 * i + 3] = flags[i] & 1 ? 255 : 0;
                 frames[i] = frame;
             }
         });
@@ -95,20 +94,21 @@ function lift(data, at, count, counts, views) {
     return { positions, colours, frames };
 }
 
+/** A request with a file, or an object as JSON. */
+const posted = (body) => ({ method: "POST", ...(body instanceof Blob ? { body } : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }) });
+
 /** Blocks and summaries, fetched once and kept while there is room. */
 export class Worlds {
-    constructor(api, quaternion, roomBytes = 512e6) {
+    constructor(api, roomBytes = 512e6) {
         this.api = api;
-        this.quaternion = quaternion;
         this.room = roomBytes;
         this.blocks = new Map();        // "folder state" -> {block, bytes}, the least recently used first
         this.running = new Map();       // "folder state" -> promise
-        this.fetched = { requests: 0, bytes: 0 };
     }
 
+    /** The answer to a question; WorldError with the server's own words if it is refused. */
     async fetch(path, options) {
         const answer = await this.api.fetchApi(path, options);
-        this.fetched.requests++;
         if (answer.ok) return answer;
         const text = await answer.text();
         let message = text;
@@ -118,13 +118,13 @@ export class Worlds {
         throw new WorldError(message || `${answer.status} ${answer.statusText}`, answer.status);
     }
 
-    async list() {
-        return (await this.fetch("/lyra2/worlds")).json();
+    async json(path, options) {
+        return (await this.fetch(path, options)).json();
     }
 
     /** {folder, latest, state, size, depth, frames, chain, tree} of the state, or of the latest one. */
     async world(folder, state = "") {
-        return (await this.fetch(`/lyra2/world?${new URLSearchParams({ folder, state })}`)).json();
+        return this.json(`/lyra2/world?${new URLSearchParams({ folder, state })}`);
     }
 
     cached(folder, state) {
@@ -149,8 +149,7 @@ export class Worlds {
         // the host asks for no-cache by itself; a state's points never change
         const answer = await this.fetch(`/lyra2/points/${state}?${new URLSearchParams({ folder })}`, { cache: "default" });
         const buffer = await answer.arrayBuffer();
-        this.fetched.bytes += buffer.byteLength;
-        const block = decodeBlock(buffer, this.quaternion);
+        const block = decodeBlock(buffer);
         this.keep(key, block);
         return block;
     }
@@ -167,17 +166,16 @@ export class Worlds {
 
     /** A path's text made by the server: from a preset, or from a camera file. */
     async pathFrom(route, body, query = {}) {
-        const options = body instanceof Blob ? { method: "POST", body } : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-        return (await (await this.fetch(`/lyra2/${route}?${new URLSearchParams(query)}`, options)).json()).path;
+        return (await this.json(`/lyra2/${route}?${new URLSearchParams(query)}`, posted(body))).path;
     }
 
-    async presets() {
-        return (await this.fetch("/lyra2/presets")).json();
+    presets() {
+        return this.json("/lyra2/presets");
     }
 
     /** The planned cameras in one of the pack's formats: {name, blob}. */
     async cameraFile(body) {
-        const answer = await this.fetch("/lyra2/path", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+        const answer = await this.fetch("/lyra2/path", posted(body));
         const name = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition"))?.[1] ?? "path";
         return { name, blob: await answer.blob() };
     }
@@ -198,11 +196,8 @@ export class Latest {
         this.control?.abort();
         const control = (this.control = new AbortController());
         try {
-            const answer = await this.worlds.fetch("/lyra2/preflight", {
-                method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: control.signal,
-            });
-            const result = await answer.json();
-            return this.control === control ? result : null;
+            const answer = await this.worlds.json("/lyra2/preflight", { ...posted(body), signal: control.signal });
+            return this.control === control ? answer : null;
         } catch (error) {
             if (control.signal.aborted || error.status === OVERTAKEN) return null;
             throw error;

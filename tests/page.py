@@ -21,7 +21,7 @@ FLAGS = [
     "--enable-unsafe-swiftshader",
     "--js-flags=--expose-gc",
 ]
-MODULES = "/extensions/{pack}/{name}.mjs"
+FIRST, MODULES = "/extensions/{pack}/lyra2.js", "/extensions/{pack}/{name}.mjs"
 PATIENCE = 90  # seconds; a page that is drawn by a busy CPU can lag that far behind
 
 
@@ -124,14 +124,10 @@ class ExplorerPage:
     def js(self, code: str, *arguments):
         """The value of an async function's body; `x` is the first Explorer, `page` what all of them share."""
         script = """async ([url, code, given]) => {
-            const { page, x } = await (async () => {
-                const version = /VERSION = "([^"]*)"/.exec(await (window.lyra2Text ??= fetch(url).then(a => a.text())))[1];
-                const { shared } = await import(url.replace(/lyra2\\.js$/, `explorer.mjs?v=${version}`));
-                return { page: shared, x: [...shared.explorers][0] };
-            })();
+            const page = (await (await import(url)).load()).shared, x = [...page.explorers][0];
             return await new Function("page", "x", "given", `return (async () => { ${code} })()`)(page, x, given);
         }"""
-        return self.tab.evaluate(script, [self.module("lyra2").replace(".mjs", ".js"), code, list(arguments)])
+        return self.tab.evaluate(script, [FIRST.format(pack=self.pack), code, list(arguments)])
 
     def x(self, expression: str):
         return self.js(f"return x ? ({expression}) : null")
@@ -153,7 +149,7 @@ class ExplorerPage:
 
     def standing(self) -> None:
         """Until the world is open and drawn."""
-        self.wait("x.standing && x.blockKeys.length === x.world?.chain.length && x.stage?.timing.drawn > 0 && x.stage.owner === x")
+        self.wait("x.standing && x.blockKeys.length === x.world?.chain.length && x.stage?.drawn > 0 && x.stage.owner === x")
 
     def button(self, name: str):
         return self.tab.locator(f".lyra2 input[type=button][aria-label='{name}']")

@@ -195,7 +195,7 @@ def test_a_preflight_tells_what_is_known_and_how_much_happens(server, world):
 
 def test_the_newest_preflight_of_a_client_overtakes_those_that_have_not_begun(server, world):
     gate, asked = threading.Event(), {"folder": "worlds/room", "path": planned(world), "client": "me"}
-    server.routes.worker.submit(gate.wait, 30)  # the worker is busy
+    server.routes.work.worker.submit(gate.wait, 30)  # the worker is busy
 
     async def race():
         mine = [asyncio.create_task(server._ask("POST", "/lyra2/preflight", json=asked)) for _ in range(3)]
@@ -208,7 +208,7 @@ def test_the_newest_preflight_of_a_client_overtakes_those_that_have_not_begun(se
         return [(await task)[0] for task in [*mine, other]]
 
     statuses = server.run(race())
-    assert sorted(statuses[:3]) == [200, 409, 409] and statuses[3] == 200 and server.routes.newest == {}
+    assert sorted(statuses[:3]) == [200, 409, 409] and statuses[3] == 200 and server.routes.work.newest == {}
 
 
 def test_retrieval_does_not_hold_up_the_others(server, world, pack, monkeypatch):
@@ -218,7 +218,7 @@ def test_retrieval_does_not_hold_up_the_others(server, world, pack, monkeypatch)
         begun.set()
         return [] if gate.wait(30) else None
 
-    monkeypatch.setattr(pack.routes, "_retrieved", slow)
+    monkeypatch.setattr(pack.routes.paths, "_retrieved", slow)
 
     async def race():
         retrieving = asyncio.create_task(server._ask("POST", "/lyra2/preflight", json={**asked, "retrieve": True}))
@@ -265,6 +265,17 @@ def test_a_path_is_saved_in_every_format_and_comes_back(server, world, tmp_path,
         assert (back.centers - expected.centers).abs().max() < 1e-2
     assert (cameras.w2c - expected.w2c).abs().max() < 1e-3
     assert server.post("/lyra2/path", {**asked, "format": "exe"})[0] == 400
+
+
+def test_the_page_comes_as_one_module_in_its_language_and_again_only_if_it_has_changed(server, project):
+    status, headers, content = server.get("/lyra2/page/zh.mjs", **{"Accept-Encoding": "gzip"})
+    assert (status, headers["Content-Type"], headers["Cache-Control"]) == (200, "text/javascript", "no-cache")
+    text = gzip.decompress(content).decode()
+    assert json.loads((project / "js" / "texts" / "zh.json").read_text(encoding="utf-8"))["grow"] in text
+    assert server.get("/lyra2/page/zh.mjs", **{"If-None-Match": headers["ETag"]})[0] == 304
+    assert server.get("/lyra2/page/en.mjs", **{"If-None-Match": headers["ETag"]})[0] == 200
+    assert server.get("/lyra2/page/xx.mjs")[2] == server.get("/lyra2/page/en.mjs")[2] != server.get("/lyra2/page/ja.mjs")[2]
+    assert server.get("/lyra2/page/..%2f..%2fREADME.mjs")[2] == server.get("/lyra2/page/en.mjs")[2], "a name is looked up, not opened"
 
 
 def test_the_libraries_are_served_and_nothing_beside_them(server):
