@@ -80,7 +80,7 @@ export class Explorer extends Watching(Standing(Planning(Object))) {
     async getStage(version) {
         if (this.stage) return;
         try {
-            const stage = await openStage(this.api, version);
+            const stage = await openStage(this.app, this.api, version);
             if (this.closed) return;
             this.stage = stage;
         } catch (error) {

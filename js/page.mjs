@@ -15,11 +15,13 @@ export function furnish(api, texts, sheet) {
 }
 
 /** The stage of the page, made with the libraries of the host's own frontend (of this version) when it is first needed. */
-export function openStage(api, version) {
+export function openStage(app, api, version) {
     page.stage ??= (async () => {
         if (!version) throw new Error((await page.worlds.json("/lyra2/lib")).missing);
         const library = (name) => import(api.fileURL(`/lyra2/lib/${version}/${name}`));
-        return new Stage(await library("three.module.js"), library);
+        const stage = new Stage(await library("three.module.js"), library);
+        stage.watchZoom(app.canvas);
+        return stage;
     })().catch((error) => {
         page.stage = null;
         throw error;

@@ -247,12 +247,25 @@ export class Stage {
     /** The buffer is as large as the view is on the screen, however the graph is zoomed. */
     fit(view) {
         const rect = view.getBoundingClientRect(), ratio = Math.min(devicePixelRatio || 1, 2);
-        const width = Math.round(rect.width * ratio), height = Math.round(rect.height * ratio);
+        const [width, height] = [rect.width, rect.height].map((side) => Math.round(side * ratio));
         if (width < 4 || height < 4) return false;
         if (this.canvas.width !== width || this.canvas.height !== height) this.renderer.setSize(width, height, false);
         this.ratio = ratio;
         this.scale = rect.width / Math.max(view.clientWidth, 1);
         return true;
+    }
+
+    /** Zoomed, the graph shows the view in another size, which nothing tells but that the graph is drawn. */
+    watchZoom(graph) {
+        const { onDrawForeground } = graph;
+        graph.onDrawForeground = (...given) => {
+            onDrawForeground?.apply(graph, given);
+            clearTimeout(this.zooming);
+            this.zooming = setTimeout(() => {
+                const { width } = this.owner?.view.getBoundingClientRect() ?? {};
+                if (width && Math.abs(width * this.ratio - this.canvas.width) > 1) this.invalidate();
+            }, SETTLE);
+        };
     }
 
     /**

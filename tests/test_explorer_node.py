@@ -363,14 +363,24 @@ def test_the_routes_answer_while_a_run_computes_and_foreign_pages_get_nothing(ho
         urllib.request.urlopen(request, timeout=10)
 
 
-@pytest.mark.parametrize("language", ["zh", "ja"])
+@pytest.mark.parametrize("language", ["en", "zh", "ja"])
 def test_the_node_speaks_the_page_s_languages_wholly(host, node, project, language):
     ours = json.loads((project / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))["Lyra2Explorer"]
     schema = node.define_schema()
-    inputs, outputs = ({key: set(said) for key, said in ours[kind].items()} for kind in ("inputs", "outputs"))
-    assert inputs == {i.id: {"name", "tooltip"} for i in schema.inputs}
-    assert outputs == {
-        str(number): {"name", "tooltip"} if output.tooltip else {"name"} for number, output in enumerate(schema.outputs)
+    said = {
+        "display_name": schema.display_name,
+        "description": schema.description,
+        "inputs": {i.id: {"name": i.id, "tooltip": i.tooltip} for i in schema.inputs},
+        "outputs": {
+            str(number): {"name": output.display_name} | ({"tooltip": output.tooltip} if output.tooltip else {})
+            for number, output in enumerate(schema.outputs)
+        },
     }
-    assert ours["display_name"] and ours["description"]
+    assert (ours == said) == (language == "en"), "English is what the schema says, and only English"
+    assert shape(ours) == shape(said)
     assert host.get("/i18n")[language]["nodeDefs"]["Lyra2Explorer"] == ours
+
+
+def shape(texts):
+    """The keys of nested texts; True where there is one."""
+    return {key: shape(value) for key, value in texts.items()} if isinstance(texts, dict) else bool(texts)

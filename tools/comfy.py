@@ -632,9 +632,20 @@ def open_when_up(process: subprocess.Popen, port: int, page: str) -> None:
     """Show a page in the browser once the server answers."""
     while process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            webbrowser.open(f"http://127.0.0.1:{port}{page}")
+            if not show(f"http://127.0.0.1:{port}{page}"):
+                say(f"no browser was found here: open that address in one; from another machine after ssh -L {port}:127.0.0.1:{port}")
             return
         time.sleep(0.3)
+
+
+def show(address: str) -> bool:
+    """Whether a browser took the address. One of the terminal can't show ComfyUI, unless it is asked for by BROWSER."""
+    try:
+        browser = webbrowser.get()
+    except webbrowser.Error:
+        return False
+    of_terminal = type(browser) is webbrowser.GenericBrowser and "BROWSER" not in os.environ
+    return not of_terminal and browser.open(address)
 
 
 def check_world(folder: Path, repair: bool) -> int:
@@ -687,7 +698,8 @@ def serve(options, output: Path = Path("output"), page: str = "") -> int:
         return process.wait()
     except KeyboardInterrupt:
         process.terminate()
-        return process.wait()
+        process.wait()
+        return 0
 
 
 def run_tests(arguments: list[str]) -> int:
