@@ -425,6 +425,15 @@ export const Planning = (Base) => class extends Base {
     offeredPath({ display_node, node, output } = {}) {
         const text = output?.lyra2_path?.[0];
         if (!text || this.plan.keys.length || ![display_node, node].includes(this.id)) return;
+        this.offered = text;
+        this.takeOffered();
+    }
+
+    /** It begins where the world stands, which is not known before the world is open. */
+    takeOffered() {
+        const text = this.standing && this.offered;
+        if (!text) return;
+        this.offered = null;
         this.takePath(text);
     }
 };

@@ -50,6 +50,7 @@ export const Standing = (Base) => class extends Base {
             if (overtaken()) return;
             this.standAtEndOf(newest);
             this.blockArrived(last);
+            this.takeOffered();
             // two at a time
             await Promise.all([0, 1].map(async () => {
                 for (let state; !overtaken() && (state = before.shift()); ) {
@@ -122,8 +123,10 @@ export const Standing = (Base) => class extends Base {
         return this.standAt(this.world.chain.at(-2));
     }
 
+    /** Another seed makes another chunk only if what grows the world is given the seed. */
     canReroll() {
-        return Boolean(this.world && this.grownPath() && !this.grow.busy);
+        const given = this.node.outputs?.find(({ name }) => name === "seed")?.links?.length;
+        return Boolean(given && this.world && this.grownPath() && !this.grow.busy);
     }
 
     grownPath() {

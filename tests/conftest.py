@@ -33,7 +33,10 @@ load_package("lyra_core", PROJECT / "lyra_core")
 
 
 # Files that take longest, so that workers that share the suite begin with them and end together.
-LONGEST = ("test_generation_server", "test_server", "test_lyra2_host", "test_browser", "test_engine_server", "test_generation")
+LONGEST = (
+    "test_generation_server", "test_explorer_page", "test_explorer_life", "test_server", "test_lyra2_host", "test_browser",
+    "test_engine_server", "test_generation",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(config, items: list) -> None:

@@ -59,7 +59,7 @@ LIVE = """
 
 
 def page_module():
-    file = TOOLS.parent / "tests" / "page.py"
+    file = TOOLS.parent / "tests" / "explorer" / "page.py"
     spec = importlib.util.spec_from_file_location("lyra_page", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules["lyra_page"] = module

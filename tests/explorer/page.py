@@ -45,10 +45,17 @@ def _photo(graphs, width: int, height: int) -> list[dict]:
     ]
 
 
-def workflow(graphs, definitions: dict, folder: str, chunk_frames: int = 16, grows: bool = True) -> dict:
-    """A photo, its depth, the world begun (nodes 1 to 4), an Explorer (5), what grows it (6), and two that must never run."""
+def workflow(graphs, definitions: dict, folder: str, chunk_frames: int = 16, grows: bool = True, zooms: bool = False) -> dict:
+    """A photo, its depth, the world begun (nodes 1 to 4), an Explorer (5), what grows it (6), and two that must never run.
+
+    zooms: a path of 17 cameras into the photo is connected to the Explorer.
+    """
     Node = graphs.describe.Node
-    columns = [*_photo(graphs, 416, 240), {"explorer": Node("Lyra2Explorer", {"folder": folder}, {"world": ("begin", 0)})}]
+    columns, sources = _photo(graphs, 416, 240), {"world": ("begin", 0)}
+    if zooms:
+        columns[-1]["zoom"] = Node("Lyra2ZoomTrajectory", {"frames": 17}, {"depth": ("depth", 0)})
+        sources["cameras"] = ("zoom", 0)
+    columns.append({"explorer": Node("Lyra2Explorer", {"folder": folder}, sources)})
     if grows:
         links = {"world": ("explorer", 0), "cameras": ("explorer", 1), "captions": ("explorer", 2), "save_to": ("explorer", 5)}
         columns += [
@@ -86,6 +93,8 @@ class ExplorerPage:
         self.tab = browser.new_page(viewport={"width": size[0], "height": size[1]})
         self.errors: list[str] = []
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.requests: list = []
+        self.tab.on("request", lambda request: self.requests.append(request))
         self.vue = None
         self.open()
 
@@ -98,6 +107,17 @@ class ExplorerPage:
             "() => window.app?.graph?._nodes?.length && window.app.extensionManager?.workflow?.activeWorkflow?.changeTracker",
             timeout=1000 * PATIENCE,
         )
+
+    def asked(self) -> list:
+        """The requests for our own files and of our routes since `requests` was emptied, oldest first."""
+        return [request for request in self.requests if f"/{self.pack}/" in request.url or "/lyra2/" in request.url]
+
+    def speak(self, language: str) -> None:
+        """The host's language, which it keeps per user on the server; a page speaks one from start to end."""
+        self.tab.evaluate("l => window.app.extensionManager.setting.set('Comfy.Locale', l)", language)
+        self.requests.clear()
+        self.tab.reload()
+        self.ready()
 
     def use(self, vue: bool) -> None:
         """Classic canvas or Nodes 2.0. The host keeps the choice per user on the server, so it is set every time."""
@@ -117,6 +137,10 @@ class ExplorerPage:
             scale,
         )
         self.tab.wait_for_selector(".lyra2 .view", timeout=1000 * PATIENCE)
+
+    def chunks(self, name: str) -> list[dict]:
+        """Of worlds/NAME, as its manifest has them."""
+        return json.loads((self.server.output / "worlds" / name / "world.json").read_text())["chunks"]
 
     def module(self, name: str) -> str:
         return MODULES.format(pack=self.pack, name=name)
