@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 import torch
@@ -58,3 +59,32 @@ def test_neither_a_photo_nor_a_world_is_refused(launcher, tmp_path):
     options = launcher.parser().parse_args(["explore", str(tmp_path)])
     with pytest.raises(launcher.WorkflowError, match="neither a photo nor the folder of a saved world"):
         launcher.explore(options)
+
+
+def test_where_there_is_no_browser_that_could_show_the_page_the_address_is_said(launcher, monkeypatch, capsys):
+    import webbrowser
+
+    shown = []
+
+    class Window(webbrowser.BackgroundBrowser):
+        def open(self, address, *_):
+            shown.append(address)
+            return True
+
+    class Answering:
+        def poll(self):
+            return None
+
+    def none():
+        raise webbrowser.Error("could not locate runnable browser")
+
+    monkeypatch.delenv("BROWSER", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        for found in (none, lambda: webbrowser.GenericBrowser("lynx")):
+            monkeypatch.setattr(webbrowser, "get", found)
+            launcher.open_when_up(Answering(), port, "/?template=x")
+            assert f"ssh -L {port}:127.0.0.1:{port}" in capsys.readouterr().out
+        monkeypatch.setattr(webbrowser, "get", lambda: Window("firefox"))
+        launcher.open_when_up(Answering(), port, "/?template=x")
+    assert shown == [f"http://127.0.0.1:{port}/?template=x"] and "no browser" not in capsys.readouterr().out
