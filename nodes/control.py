@@ -15,7 +15,7 @@ from ..lyra_core.models.devices import geometry_device
 from ..lyra_core.world import control, world_files
 from ..lyra_core.world import world as worlds
 from . import types
-from .inputs import alignment_input, save_input, seed_input
+from .inputs import alignment_input, named_folder, save_input, seed_input
 from .node import Node
 from .world import state_message
 
@@ -144,7 +144,7 @@ class AppendFrames(Node):
         grown, report = generation.append_frames(world, plan, types.colour(images), *options)
         report = "\n".join(filter(None, [before, report]))
         shown = ui.PreviewText(report).as_dict()
-        if save_to.strip():
+        if save_to := named_folder(save_to, grown):
             world_files.save(grown, types.output_folder(save_to))
             shown["lyra2_world"] = [state_message(grown, save_to)]
         return io.NodeOutput(grown, report, ui=shown)

@@ -25,7 +25,7 @@ from ..lyra_core.world.control import MaskRule
 from . import types
 from .control import GENERATORS as VIDEO_MODELS
 from .control import vace_inputs, vace_quality_options
-from .inputs import alignment_input, save_input, seed_input
+from .inputs import alignment_input, named_folder, save_input, seed_input
 from .node import Node
 from .sampling import full_schedule_inputs
 from .world import NOTHING_PLANNED, state_message, where_it_begins
@@ -226,7 +226,7 @@ class AppendChunk(Node):
         grown, report = generation.grow(world, plan, samples[0], vae, *options)
         report = "\n".join(filter(None, [before, report]))
         shown = ui.PreviewText(report).as_dict()
-        if save_to.strip():
+        if save_to := named_folder(save_to, grown):
             world_files.save(grown, types.output_folder(save_to))
             shown["lyra2_world"] = [state_message(grown, save_to)]
         return io.NodeOutput(grown, report, ui=shown)
@@ -394,6 +394,7 @@ class ExploreChunk(Node):
     ) -> io.NodeOutput:  # fmt: skip
         generator = generator or {"generator": LYRA}
         name, target = generator["generator"], _chunk_of(cameras, index)
+        save_to = named_folder(save_to, world)
         _check_needed(name, models)
         begins = f"chunk {index}: {where_it_begins(world, cameras[index * LYRA2.new_frames :])}"
         report = "\n".join(filter(None, [report, begins]))
@@ -415,7 +416,7 @@ class ExploreChunk(Node):
             "path": worlds.fingerprint(target),
             "made_with": made_with,
         }
-        if save_to.strip():
+        if save_to:
             folder = types.output_folder(save_to)
             if made := world_files.made_before(folder, world, text, settings):
                 report += " It was made before, and is taken from the folder."

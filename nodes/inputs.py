@@ -5,6 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..lyra_core.memory.depth_alignment import ALIGNMENTS
+from ..lyra_core.world.world import World
+
+PHOTO = "%photo%"  # in the name of a folder: stands for the photo, so that another one has a folder of its own
 
 
 def seed_input():
@@ -33,5 +36,10 @@ def save_input():
         "save_to",
         default="",
         tooltip="A folder in the output folder. The world is saved there after every chunk, and what was made there in the "
-        "same way is taken from it instead of made again. Empty: not saved.",
+        f"same way is taken from it instead of made again. {PHOTO} in it becomes a name of the photo's own. Empty: not saved.",
     )
+
+
+def named_folder(name: str, world: World) -> str:
+    """The name of the folder that a world is saved to; blank if it is not to be saved."""
+    return name.strip() and name.replace(PHOTO, world.photo)

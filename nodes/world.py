@@ -16,6 +16,7 @@ from ..lyra_core.models.devices import geometry_device
 from ..lyra_core.world import preview, world_files
 from ..lyra_core.world import world as worlds
 from . import types
+from .inputs import PHOTO, named_folder, save_input
 from .node import Node
 
 log = logging.getLogger(__name__)
@@ -169,12 +170,7 @@ class PreviewChunks(Node):
                     max=8000,
                     tooltip="Frames per chunk. The path must fill whole chunks: cameras = 1 + a multiple of this.",
                 ),
-                io.String.Input(
-                    "save_to",
-                    default="",
-                    tooltip="A folder in the output folder. The world is saved there after every chunk "
-                    "and an interrupted walk goes on where it was. Empty: not saved.",
-                ),
+                save_input(),
                 io.String.Input(
                     "captions",
                     default="",
@@ -190,21 +186,21 @@ class PreviewChunks(Node):
     def execute(cls, world, cameras, retrieve, chunk_frames, save_to, captions="") -> io.NodeOutput:
         if len(cameras) == 1:  # nothing is planned
             return io.NodeOutput(world, NOTHING_PLANNED)
-        report = where_it_begins(world, cameras)
+        report, save_to = where_it_begins(world, cameras), named_folder(save_to, world)
         grown = preview.explore(
             world,
             cameras,
             chunk_frames=chunk_frames,
             count=retrieve,
             prompts=lambda chunk: caption(captions, chunk, len(cameras), chunk_frames),
-            folder=types.output_folder(save_to) if save_to.strip() else None,
+            folder=types.output_folder(save_to) if save_to else None,
             device=geometry_device(world.size),
             on_frame=types.progress(len(cameras) - 1),
             afford=types.afford,
-            on_chunk=lambda state: save_to.strip() and types.show({"lyra2_world": [state_message(state, save_to)]}),
+            on_chunk=lambda state: save_to and types.show({"lyra2_world": [state_message(state, save_to)]}),
         )
         shown = ui.PreviewText(report).as_dict()
-        if save_to.strip():
+        if save_to:
             shown |= {**_saved(save_to), "lyra2_world": [state_message(grown, save_to)]}
         return io.NodeOutput(grown, report, ui=shown)
 
@@ -220,13 +216,18 @@ class SaveWorld(Node):
             description="Saves a world to one folder. Only chunks that are not there yet are written; other branches in the folder stay.",
             inputs=[
                 types.World.Input("world"),
-                io.String.Input("folder", default="worlds/my_world", tooltip="A folder in the output folder."),
+                io.String.Input(
+                    "folder",
+                    default="worlds/my_world",
+                    tooltip=f"A folder in the output folder. {PHOTO} in it becomes a name of the photo's own.",
+                ),
             ],
             outputs=[io.String.Output(display_name="folder")],
         )
 
     @classmethod
     def execute(cls, world, folder) -> io.NodeOutput:
+        folder = named_folder(folder, world)
         path = types.output_folder(folder)
         world_files.save(world, path, on_chunk=types.progress(len(world.keys)))
         return io.NodeOutput(folder, ui=_saved(folder))

@@ -59,7 +59,8 @@ def world(run, base) -> str:
     )
     video = next((base / "output" / "lyra2").glob("custom_trajectory*.mp4"))
     shutil.copyfile(video, base / "input" / "video.mp4")
-    return "worlds/custom_trajectory"
+    (folder,) = (base / "output" / "worlds").glob("custom_trajectory_*")
+    return f"worlds/{folder.name}"
 
 
 SPLATS = {"splat.ply", "splat.spz", "splat.splat", "points.ply"}

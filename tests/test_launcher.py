@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -362,3 +363,57 @@ def test_whole_runs_of_the_tests_use_every_core_and_short_ones_do_not(launcher, 
     for arguments in ([], ["-q"], [str(project / "tests")], tests, ["-n", "0"], ["-n0"], ["-q", "-s"], ["--dist=load"]):
         launcher.run_tests(arguments)
     assert ["-n" in arguments and "loadfile" in arguments for arguments in called] == [True] * 3 + [False] * 5
+
+
+# --------------------------------------------------------------------------------------------------- damaged workflows
+
+SEED, TRIES = 11, 200
+ODD = (None, True, 0, -1, 10**30, 1e300, float("nan"), "", "x", "\ud800", [], {}, [[]], {"": {}}, [1, 2], ["1", 0], "9" * 5000)
+
+
+def places(value: object, way: tuple = ()) -> list[tuple]:
+    """The way to everything in a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [way, *(place for key, part in inner for place in places(part, (*way, key)))]
+
+
+def mutated(draw: random.Random, original: bytes) -> bytes:
+    """A workflow's file with one thing wrong: a value, a nesting, or bytes."""
+    if draw.random() < 0.7 and original[:1] == b"{":
+        value = json.loads(original)
+        *way, last = draw.choice(places(value)[1:])
+        inside = value
+        for key in way:
+            inside = inside[key]
+        if draw.random() < 0.2:
+            del inside[last]
+        else:
+            inside[last] = draw.choice(ODD)
+        return json.dumps(value).encode()
+    content = bytearray(original)
+    for _ in range(draw.choice((1, 3, 30))):
+        content[draw.randrange(len(content))] = draw.randrange(256)
+    if draw.random() < 0.3:
+        content[draw.randrange(len(content)) :] = b"[" * draw.choice((0, 0, 1, 5000)) if draw.random() < 0.5 else b'{"a":' * 3000
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "graph", "shipped", "png", "webp", "jpg"])
+def test_damaged_workflows_end_in_one_line_with_the_file_or_are_still_ones(prompts, launcher, tmp_path, project, kind):
+    graph = json.loads((project / "workflows" / "zoom.json").read_text(encoding="utf-8"))
+    texts = {"prompt": json.dumps(PROMPT), "graph": json.dumps(GRAPH), "shipped": json.dumps(graph)}
+    original = texts[kind].encode() if kind in texts else pictures(tmp_path, {"prompt": PROMPT, "workflow": GRAPH})[kind].read_bytes()
+    file, draw, refused = tmp_path / f"damaged.{kind if kind not in texts else 'json'}", random.Random(SEED), 0
+    tries = TRIES if kind != "shipped" else TRIES // 4  # it is long
+    for number in range(tries):
+        file.write_bytes(mutated(draw, original))
+        try:
+            workflow = prompts.read_workflow(file)
+            prompts.check(launcher.to_api_format(workflow, INFO), INFO)
+        except launcher.WorkflowError as problem:
+            refused += 1
+            assert "\n" not in str(problem) and len(str(problem)) < 1600, f"seed {SEED}, mutation {number}"
+            str(problem).encode()
+        except Exception as problem:
+            pytest.fail(f"{kind}, seed {SEED}, mutation {number}: {problem!r}")
+    assert refused > tries / 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import re
 import shutil
@@ -22,8 +23,6 @@ from plyfile import PlyData
 
 from lyra_core.cameras import camera_files
 from lyra_core.cameras.camera import pinhole
-from lyra_core.memory import depth
-from lyra_core.world import world as worlds
 from lyra_core.world import world_files
 
 NODES = {
@@ -102,10 +101,14 @@ def trajectory(file: Path, frames: int, step: float = 0.03) -> Path:
     return file
 
 
-def begun(size: tuple[int, int] = (64, 96)) -> worlds.World:
-    """A world of one photo of a room."""
-    room = depth.room_box(size, pinhole(size, 80.0).K[0], (0.5, 0.5), (0.3, 0.3, 0.7, 0.7), 4.0)
-    return worlds.begin(torch.rand(*size, 3, generator=torch.Generator().manual_seed(1)), room.depth, room.camera)
+@pytest.fixture(scope="module")
+def writers(launcher):
+    """tests/writers.py as a module."""
+    file = Path(__file__).parent / "writers.py"
+    spec = importlib.util.spec_from_file_location("lyra_writers", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -466,6 +469,28 @@ def test_an_interrupt_stops_within_a_frame_and_keeps_finished_chunks(launcher, s
     assert len(world_files.load(server.output / "worlds" / "interrupted").chunks) == 3
 
 
+def test_a_second_photo_through_a_shipped_workflow_has_a_folder_of_its_own(launcher, server, custom, folder):
+    """Another size of the same photo, as for a draft, is another one too; the first photo again goes on where it was."""
+
+    def saved() -> dict[str, list[int]]:
+        folders = sorted((server.output / "worlds").glob("custom_trajectory_*"))
+        return {f.name: sorted(file.stat().st_mtime_ns for file in f.glob("*.safetensors")) for f in folders}
+
+    small = [f"{kind}.{side}={n}" for kind in ("ImageScale", "Lyra2LoadTrajectory") for side, n in (("width", 48), ("height", 32))]
+    launcher.run_prompt(server, custom(frames=9))
+    first = saved()
+    launcher.run_prompt(server, custom(*small, frames=9))
+    upright = custom(frames=9)
+    picture(server.base / "input" / "upright.png", (90, 130), "L")
+    next(node for node in upright.values() if node["class_type"] == "LoadImage")["inputs"]["image"] = "upright.png"
+    launcher.run_prompt(server, upright)
+    everything = saved()
+    assert len(first) == 1 and len(everything) == 3 and first.items() <= everything.items()
+    assert {len(world_files.load(server.output / "worlds" / name).chunks) for name in everything} == {1}
+    launcher.run_prompt(server, custom(frames=17))
+    assert {name: len(files) for name, files in saved().items()} == {name: 2 + (name in first) for name in everything}
+
+
 def test_only_new_frames_run_when_nothing_else_changed(launcher, server, custom):
     prompt = custom("Lyra2PreviewChunks.save_to=worlds/again")
     launcher.run_prompt(server, prompt)
@@ -579,6 +604,14 @@ def test_a_server_killed_in_a_walk_goes_on_after_a_restart(launcher, custom, fol
     )
 
 
+def test_two_servers_that_grow_one_world_lose_nothing(launcher, server, folder, writers):
+    """For some seconds; `bench writers` does it for a minute."""
+    with launcher.Server(folder / "other", server.output) as other:
+        said = writers.grow_together(launcher, [server, other], "worlds/both", 6)
+    assert all(said), "both have written"
+    assert writers.lost(server.output / "worlds" / "both", said) == []
+
+
 def cameras_prompt(**load) -> dict:
     widgets = {"frames": 3, "pose_scale": 1.0, "width": 96, "height": 64, "captions": "none"}
     widgets |= {"curve": "as the file says", "motion": "uniform motion", "fit": "crop", "without_distortion": False}
@@ -680,10 +713,10 @@ def ended(server, asked: list[str], seconds: float) -> dict:
     return history
 
 
-def test_no_number_through_a_link_gets_past_any_node_and_the_queue_goes_on(server, folder, launcher):
+def test_no_number_through_a_link_gets_past_any_node_and_the_queue_goes_on(server, writers):
     """Too much, too little and none at all, for each number of each node, on one server: each is refused in words."""
     np.save(server.base / "input" / "depth.npy", np.ones((64, 96), np.float32))
-    world_files.save(begun(), server.output / "worlds" / "values")
+    world_files.save(writers.photo(), server.output / "worlds" / "values")
     info, asked = server.get("/object_info"), {}
     found = [(kind, *each) for kind in sorted(NODES) for each in choices_of(info[kind]["input"])]
     numbers = [each for each in found if each[3][0] in ("INT", "FLOAT") and not each[3][1].get("rawLink")]

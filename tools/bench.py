@@ -21,6 +21,7 @@ MODULES = {
     "recon": ("recon",),
     "explorer": ("explorer",),
     "photos": ("consistency", "views"),
+    "writers": ("writers",),
 }
 NAMES = [name for names in MODULES.values() for name in names]
 

@@ -28,13 +28,16 @@ BROWSER_WIDGETS = {"upload", "audioUI", "preview_markdown", "preview_text", "pre
 YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
 MUTED, BYPASSED = 2, 4
+LONGEST_LINE = 1500  # letters of an error: names in a damaged file may be thousands of letters long
 
 
 class WorkflowError(RuntimeError):
     """A workflow that cannot run or did not finish; one line that names the file or the node and what to do."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+        line = " ".join(str(message).split()).encode("utf-8", "backslashreplace").decode()
+        half = LONGEST_LINE // 2
+        super().__init__(line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}")
 
 
 # --------------------------------------------------------------------------------------------------- from a file
@@ -80,7 +83,7 @@ def _from_json(path: Path) -> dict:
 def _first_workflow(texts: dict[str, str], path: Path) -> dict:
     """What a saved file was made with: the prompt as it ran, else the graph."""
     for name in ("prompt", "workflow"):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             if (found := _unwrapped(json.loads(texts.get(name, "null")))) is not None:
                 return _well_formed(found, path)
     raise WorkflowError(
@@ -91,7 +94,7 @@ def _first_workflow(texts: dict[str, str], path: Path) -> dict:
 
 def _texts_of_picture(path: Path) -> dict[str, str]:
     """The texts that the host writes: PNG chunks, or EXIF entries "prompt:..." and "workflow:..."."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as picture:
@@ -104,7 +107,7 @@ def _texts_of_picture(path: Path) -> dict[str, str]:
                     key, _, text = chunk.partition(b"\0")
                     found[key.decode("latin-1")] = text.decode("latin-1")
             entries = [value for value in picture.getexif().values() if isinstance(value, str)]
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as problem:
+    except Exception as problem:  # whatever Pillow's decoders make of damaged bytes
         raise WorkflowError(f"{path}: is a damaged picture ({problem}); take the workflow's .json") from problem
     for entry in entries:
         key, _, text = entry.partition(":")
@@ -127,7 +130,7 @@ def _unwrapped(value: object, depth: int = 0) -> dict | None:
     if depth > 5:
         return None
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return _unwrapped(json.loads(value), depth + 1)
     if isinstance(value, list):  # an entry of the server's history
         return next((found for item in value if (found := _unwrapped(item, depth + 1))), None)
@@ -171,8 +174,9 @@ def to_api_format(workflow: dict, object_info: dict) -> dict:
     with _complaints("comfy_cli.workflow_to_api") as said:
         try:
             prompt = convert_ui_to_api(workflow, object_info)
-        except WorkflowConversionError as problem:
-            raise WorkflowError(f"the workflow cannot be converted: {problem}; save it again, {HOW_TO_SAVE}") from problem
+        except Exception as problem:  # of a graph that the browser would not have saved it also makes TypeErrors and others
+            reason = str(problem) if isinstance(problem, WorkflowConversionError) else f"it is damaged ({problem!r})"
+            raise WorkflowError(f"the workflow cannot be converted: {reason}; save it again, {HOW_TO_SAVE}") from problem
     # it goes on without a node that it did not understand; group nodes, of which it warns too, have no class
     if lost := [text for text in said if "group nodes" not in text]:
         raise WorkflowError(f"the workflow cannot be converted: {'; '.join(lost)}. Open it in the browser and save it again")

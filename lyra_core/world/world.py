@@ -113,6 +113,11 @@ class World:
         return self.keys[-1]
 
     @property
+    def photo(self) -> str:
+        """A name of eight letters for the photo at its size, the same wherever it is begun from."""
+        return hashlib.sha256(repr(self.size).encode() + self.first.frames.contiguous().numpy().tobytes()).hexdigest()[:8]
+
+    @property
     def size(self) -> tuple[int, int]:
         return self.first.cameras.size
 

@@ -117,7 +117,8 @@ def _is_ours(name: str) -> bool:
 def _check_size(folder: Path, found: tuple[int, int], size: tuple[int, int]) -> None:
     if found != size:
         raise WorldFileError(
-            f"{folder} holds worlds of {found[1]}x{found[0]}, this one is {size[1]}x{size[0]}; choose another folder"
+            f"{folder} holds worlds of {found[1]}x{found[0]}, this one is {size[1]}x{size[0]}; choose another folder, such as "
+            f"{folder.name}_{size[1]}x{size[0]}"
         )
 
 

@@ -43,7 +43,7 @@ def note(title: str, what: str, *files: str, sizes: str = "", painter: str = "*L
 def explore(path: str, chunks: int, steps: int, distilled: bool, save_to: str, prompt: str | tuple = PROMPT) -> Node:
     quality = {"quality": "DMD", "quality.dmd_lora": DMD_LORA}
     quality = quality if distilled else {"quality": "full", "quality.steps": steps}
-    values = {"chunks": chunks, "negative": NEGATIVE, "save_to": f"worlds/{save_to}", **quality}
+    values = {"chunks": chunks, "negative": NEGATIVE, "save_to": parts.folder_of_worlds(save_to), **quality}
     sources = {
         "world": ("begin", 0),
         "cameras": (path, 0),
@@ -251,7 +251,7 @@ def chunk(which: str, world: str, name: str) -> tuple[Column, ...]:
         "vae": ("models", 3),
         "depth_estimator": ("models", 5),
     }
-    kept = {"save_to": f"worlds/{name}", "prompt": PROMPT}
+    kept = {"save_to": parts.folder_of_worlds(name), "prompt": PROMPT}
 
     def stage(kind: str, what: str, values: dict, sources: dict) -> Node:
         return Node(kind, values, sources, title=f"{what}: {which} chunk")

@@ -85,6 +85,11 @@ def estimated_depth(da3: tuple[str, int] = ("models", 4), **more: tuple[str, int
     }
 
 
+def folder_of_worlds(name: str) -> str:
+    """Where a graph saves: each photo, at each size, in a folder of its own."""
+    return f"worlds/{name}_%photo%"
+
+
 def begun(**more: tuple[str, int]) -> Column:
     return {"begin": Node("Lyra2BeginWorld", {}, {"image": ("scaled", 0), "depth": ("depth", 0), **more})}
 

@@ -17,8 +17,8 @@ The photo is cropped to 832x480 around its middle, never stretched; for an uprig
 *room box* or the *ground* by eye, or choose *MoGe* / *Depth Anything 3* and connect the host's own nodes (their models go to
 `models/geometry_estimation`).{depth}
 
-**Results** in the output folder: `lyra2/` video, splat (.ply), mesh (.glb) and cameras (.npz); `worlds/` the saved world, which
-*Lyra 2 Load World* reopens. Run again after an interruption: finished chunks are not made again."""
+**Results** in the output folder: `lyra2/` video, splat (.ply), mesh (.glb) and cameras (.npz); `worlds/` the saved world, each photo's in
+a folder of its own, which *Lyra 2 Load World* reopens. Run again after an interruption: finished chunks are not made again."""
 
 
 def custom_trajectory() -> Graph:
@@ -35,7 +35,7 @@ def custom_trajectory() -> Graph:
     camera_file = {"file": parts.SHIPPED_PATH, "frames": 161, "pose_scale": 1.0, **SIZE, "captions": "none"}
     walk = Node(
         "Lyra2PreviewChunks",
-        {"save_to": f"worlds/{name}"},
+        {"save_to": parts.folder_of_worlds(name)},
         {"world": ("begin", 0), "cameras": ("path", 0), "captions": ("path", 1)},
     )
     return from_left_to_right(
@@ -59,7 +59,7 @@ def zoom() -> Graph:
     )
     walks = {
         f"walk {way}": Node(
-            "Lyra2PreviewChunks", {"save_to": f"worlds/zoom_{way}"}, {"world": ("begin", 0), "cameras": (f"path {way}", 0)}
+            "Lyra2PreviewChunks", {"save_to": parts.folder_of_worlds(f"zoom_{way}")}, {"world": ("begin", 0), "cameras": (f"path {way}", 0)}
         )
         for way in ("in", "out")
     }

@@ -20,8 +20,8 @@ The photo is cropped to 832x480 around its middle, never stretched: VACE 1.3B wa
 - `models/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors`, `models/vae/wan_2.1_vae.safetensors`
 - `models/geometry_estimation/depth_anything_3_mono_large.safetensors`; any Depth Anything 3 will do
 
-**The world is saved** after every chunk under `worlds/` in the output folder. Running again after an interrupt, or with
-more chunks, goes on from there."""
+**The world is saved** after every chunk under `worlds/` in the output folder, each photo's in a folder of its own. Running
+again after an interrupt, or with more chunks, goes on from there."""
 EXPERTS = """;
   or both of `wan2.2_fun_vace_*_14B_fp8_scaled`: the high noise one as model, the low noise one as low_noise_model
 - for a few steps: *Wan VACE distilled* as generator, with a lightx2v LoRA in `models/loras`"""
@@ -38,7 +38,7 @@ def models() -> Column:
 
 
 def explore(path: str, chunks: int, save_to: str, prompt: str | tuple = PROMPT) -> Node:
-    values = {"chunks": chunks, "negative": NEGATIVE, "save_to": f"worlds/{save_to}", "views": 3, "generator": "Wan VACE"}
+    values = {"chunks": chunks, "negative": NEGATIVE, "save_to": parts.folder_of_worlds(save_to), "views": 3, "generator": "Wan VACE"}
     sources = {
         "world": ("begin", 0),
         "cameras": (path, 0),
@@ -136,7 +136,7 @@ def any_video_model() -> Graph:
                 "trim": Node("TrimVideoLatent", {}, {"samples": ("sample", 0), "trim_amount": ("told", 3)}),
                 "decode": Node("VAEDecode", {}, {"samples": ("trim", 0), "vae": ("vae", 0)}),
             },
-            {"walk": Node("Lyra2AppendFrames", {"save_to": f"worlds/{name}", "prompt": PROMPT}, grow)},
+            {"walk": Node("Lyra2AppendFrames", {"save_to": parts.folder_of_worlds(name), "prompt": PROMPT}, grow)},
         ),
         parts.results(parts.video("walk", name), *parts.splat_and_mesh("walk", name)),
     )
