@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 from ..lyra_core.cameras import panorama
 from ..lyra_core.memory import depth as depths
 from . import types
+from .node import Node
 
 ROOM, SPHERE, PICTURE, MOGE = "room", "sphere", "distance picture", "MoGe"
 
@@ -16,7 +17,7 @@ def _metres(name: str, default: float, tooltip: str):
     return io.Float.Input(name, default=default, min=0.01, max=10000.0, step=0.1, tooltip=tooltip + " In scene units.")
 
 
-class Panorama(io.ComfyNode):
+class Panorama(Node):
     @classmethod
     def define_schema(cls):
         distances = [

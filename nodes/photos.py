@@ -15,6 +15,7 @@ from ..lyra_core.memory import depth as depths
 from ..lyra_core.memory import posing, video_frames
 from ..lyra_core.world.world import to_float
 from . import types
+from .node import Node
 from .video import frame_count, frames_of
 
 MATCHES, MULTIVIEW, KNOWN = "by what they show alike", "Depth Anything 3", "cameras"
@@ -24,7 +25,7 @@ def _depth_input(tooltip: str):
     return types.Depth.Input("depth", tooltip=tooltip)
 
 
-class Photos(io.ComfyNode):
+class Photos(Node):
     @classmethod
     def define_schema(cls):
         ways = [
