@@ -41,9 +41,7 @@ class ConvertCheckpoint(Node):
     def execute(cls, source, name) -> io.NodeOutput:
         models = Path(folder_paths.models_dir)
         path = types.inside(models, source)
-        folder = "loras" if checkpoints.is_lora(path) else "diffusion_models"
-        target = types.inside(
-            Path(folder_paths.get_folder_paths(folder)[-1]), f"{name.removesuffix('.safetensors')}.safetensors"
-        )
+        folder = models / ("loras" if checkpoints.is_lora(path) else "diffusion_models")
+        target = types.inside(folder, f"{name.removesuffix('.safetensors')}.safetensors")
         report = f"{checkpoints.convert(path, target, on_progress=types.progress())}\nwrote {target}"
         return io.NodeOutput(report, ui=ui.PreviewText(report))

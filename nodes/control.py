@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
@@ -15,7 +13,7 @@ from ..lyra_core.models.devices import geometry_device
 from ..lyra_core.world import control, world_files
 from ..lyra_core.world import world as worlds
 from . import types
-from .inputs import alignment_input, named_folder, save_input, seed_input
+from .inputs import alignment_input, kept_settings, named_folder, save_input, seed_input
 from .node import Node
 from .world import state_message
 
@@ -139,7 +137,7 @@ class AppendFrames(Node):
     def execute(
         cls, world, plan, images, depth_estimator, alignment, anchor, prompt="", save_to="", settings="{}", before=""
     ) -> io.NodeOutput:
-        kept = {"generator": "another model", **json.loads(settings)}
+        kept = kept_settings(settings, "another model")
         options = (depth_estimator, alignment, prompt, kept, anchor, types.progress())
         grown, report = generation.append_frames(world, plan, types.colour(images), *options)
         report = "\n".join(filter(None, [before, report]))

@@ -25,7 +25,7 @@ from ..lyra_core.world.control import MaskRule
 from . import types
 from .control import GENERATORS as VIDEO_MODELS
 from .control import vace_inputs, vace_quality_options
-from .inputs import alignment_input, named_folder, save_input, seed_input
+from .inputs import alignment_input, kept_settings, named_folder, save_input, seed_input
 from .node import Node
 from .sampling import full_schedule_inputs
 from .world import NOTHING_PLANNED, state_message, where_it_begins
@@ -221,7 +221,7 @@ class AppendChunk(Node):
         samples = latent["samples"]
         if len(samples) != 1:
             raise ValueError(f"{len(samples)} latents were sampled; a world grows by one, choose with LatentFromBatch")
-        kept = {"generator": "lyra 2", **json.loads(settings)}
+        kept = kept_settings(settings, "lyra 2")
         options = (depth_estimator, alignment, prompt, kept, types.progress())
         grown, report = generation.grow(world, plan, samples[0], vae, *options)
         report = "\n".join(filter(None, [before, report]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..lyra_core import files
 from ..lyra_core.memory.depth_alignment import ALIGNMENTS
 from ..lyra_core.world.world import World
 
@@ -38,6 +39,14 @@ def save_input():
         tooltip="A folder in the output folder. The world is saved there after every chunk, and what was made there in the "
         f"same way is taken from it instead of made again. {PHOTO} in it becomes a name of the photo's own. Empty: not saved.",
     )
+
+
+def kept_settings(text: str, generator: str) -> dict:
+    """What is kept with a chunk: the JSON object of a `settings` input, with the generator if it names none."""
+    found = files.parse_json(text, "settings")
+    if not isinstance(found, dict):
+        raise ValueError(f"settings is {text.strip()[:80]}, which is no JSON object; write {{}} or {{\"name\": value, ...}}")
+    return {"generator": generator, **found}
 
 
 def named_folder(name: str, world: World) -> str:

@@ -93,7 +93,8 @@ def input_files(*suffixes: str) -> list[str]:
     """Files of the input folder and its subfolders with one of these endings, in capitals or not, as names relative to it."""
     base = Path(folder_paths.get_input_directory())
     wanted = tuple(s.casefold() for s in suffixes)
-    return [f.relative_to(base).as_posix() for f in files.walk(base) if f.name.casefold().endswith(wanted)]
+    found = (f.relative_to(base).as_posix() for f in files.walk(base) if f.name.casefold().endswith(wanted))
+    return list(filter(is_text, found))
 
 
 def input_folders(*names: str) -> list[str]:
@@ -101,7 +102,17 @@ def input_folders(*names: str) -> list[str]:
     base, found = Path(folder_paths.get_input_directory()), {}
     for file in files.walk(base):
         found.setdefault(file.parent, set()).add(file.name.casefold())
-    return [folder.relative_to(base).as_posix() for folder, has in found.items() if has.issuperset(names)]
+    folders = (folder.relative_to(base).as_posix() for folder, has in found.items() if has.issuperset(names))
+    return list(filter(is_text, folders))
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written and sent; on Linux files may have others, which stop the host where it says them."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def input_path(name: str) -> Path:
@@ -120,7 +131,7 @@ def fingerprint(*paths: Path) -> str:
     for path in paths:
         read = files.walk(path) if path.is_dir() else [path] if path.is_file() else []
         for file in read:
-            digest.update(f"{file.relative_to(path)}:{file.stat().st_size}\n".encode())
+            digest.update(f"{file.relative_to(path)}:{file.stat().st_size}\n".encode("utf-8", "surrogateescape"))
             with open(file, "rb") as opened:
                 while block := opened.read(1 << 20):
                     digest.update(block)

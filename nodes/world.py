@@ -247,7 +247,7 @@ class LoadWorld(Node):
     @classmethod
     def define_schema(cls):
         base = Path(folder_paths.get_output_directory())
-        saved = sorted(f.parent.relative_to(base).as_posix() for f in base.rglob(world_files.MANIFEST))
+        saved = sorted(filter(types.is_text, (f.parent.relative_to(base).as_posix() for f in base.rglob(world_files.MANIFEST))))
         return io.Schema(
             node_id="Lyra2LoadWorld",
             display_name="Lyra 2 Load World",

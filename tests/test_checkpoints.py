@@ -686,10 +686,14 @@ def test_the_node_converts_inside_the_models_folder_and_names_the_file(comfy_hos
     assert str(target) in report and load_file(target)["head.head.weight"].dtype == torch.bfloat16
     pair = {"net.blocks.0.cam_encoder.lora_A.weight": (2, 1536), "net.blocks.0.cam_encoder.lora_B.weight": (5120, 2)}
     save_file({name: torch.ones(shape) for name, shape in pair.items()}, source.with_name("dmd.safetensors"))
-    node.execute("lyra2/dmd.safetensors", "dmd.safetensors")
-    assert load_file(comfy_host / "models" / "loras" / "dmd.safetensors").keys() == {
-        name.replace("net.", "diffusion_model.") for name in pair
-    }
+    # the host adds output/loras and such behind the folders of models
+    paths, endings = folder_paths.folder_names_and_paths["loras"]
+    elsewhere = ([*paths, str(comfy_host / "output" / "loras")], endings)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", elsewhere)
+    report = node.execute("lyra2/dmd.safetensors", "dmd.safetensors").args[0]
+    target = comfy_host / "models" / "loras" / "dmd.safetensors"
+    assert f"wrote {target}" in report and not (comfy_host / "output" / "loras").exists()
+    assert load_file(target).keys() == {name.replace("net.", "diffusion_model.") for name in pair}
     for outside in ("../elsewhere.safetensors", "/etc/passwd"):
         with pytest.raises(ValueError, match="no path inside"):
             node.execute(outside, "x")

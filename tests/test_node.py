@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
+import shutil
+import sys
 import time
 from fractions import Fraction
 from types import SimpleNamespace
@@ -244,3 +247,98 @@ def test_paths_do_not_grow_for_ever(pack, here):
         for _ in range(40):
             path = pack.trajectory.EditTrajectory.execute(path, edit).args[0]
     assert len(path) < 1_000_000
+
+
+# ------------------------------------------------------------------------------------------------- names and settings
+
+ODD_NAME = os.fsdecode(b"caf\xe9")  # Latin-1, as old archives unpack it
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="file names are always text there")
+def test_a_name_that_is_no_text_is_offered_by_no_node_and_refused_in_words(pack, nodes, io, comfy_host):
+    """The host's queue ended where it had to say such a name."""
+    places = [comfy_host / "input" / f"{ODD_NAME}{ending}" for ending in (".npz", ".json", ".npy")]
+    for file in places:
+        file.write_bytes(b"damaged")
+    for folder, names in (("input", ("cameras.txt", "images.txt")), ("output", ("world.json",))):
+        places.append(comfy_host / folder / ODD_NAME)
+        places[-1].mkdir()
+        for name in names:
+            (places[-1] / name).write_text("{}")
+    try:
+        for node in nodes:
+            for _, known in flat(io, node.define_schema().inputs):
+                if isinstance(known, io.Combo.Input):
+                    "".join(map(str, known.options)).encode()
+        for node, name in ((pack.trajectory.LoadTrajectory, "file"), (pack.world.LoadWorld, "folder"), (pack.depth.LoadDepth, "file")):
+            with pytest.raises(ValueError, match=r"is 'caf\\+udce9") as refused:
+                node.execute(**{name: ODD_NAME})
+            str(refused.value).encode()
+        assert pack.types.fingerprint(comfy_host / "input" / ODD_NAME)
+    finally:
+        for place in places:
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+
+OUTSIDE = [
+    "..", ".", "", " ", "../x", "worlds/../../x", "/etc/cron.d/x", "/", "worlds/link/x", "worlds/link", "a\0b", "~/x/../../..",
+    "worlds/" + "../" * 30 + "tmp/x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_no_folder_input_of_any_node_leads_out_of_the_output_folder(pack, here, comfy_host, tmp_path, name):
+    link = comfy_host / "output" / "worlds" / "link"
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(tmp_path)
+    estimator = pack.depth_estimator.MemoryEstimator.execute().args[0]
+    painted = torch.rand(8, *SIZE, 3)
+    before = sorted(comfy_host.rglob("*"))
+    runs = {
+        "SaveWorld": lambda: pack.world.SaveWorld.execute(here.world, name),
+        "ExportWorld": lambda: pack.export.ExportWorld.execute(
+            name, False, False, False, False, "none", 0, 1.0, 16.0, 8, world=here.world),
+        "Explorer": lambda: pack.explorer.Explorer.execute(name, "", here.world),
+        "LoadWorld": lambda: pack.world.LoadWorld.execute(name, -1, ""),
+    }  # fmt: skip
+    if name.strip():  # blank: not saved
+        runs["PreviewChunks"] = lambda: pack.world.PreviewChunks.execute(here.world, here.path, 0, 8, name)
+        runs["AppendFrames"] = lambda: pack.control.AppendFrames.execute(
+            here.world, here.plan, painted, estimator, "memory", False, "", name
+        )
+    try:
+        for node, run in runs.items():
+            with pytest.raises(ValueError):
+                run()
+                pytest.fail(f"{node} took {name!r}")
+        assert sorted(comfy_host.rglob("*")) == before and not list(tmp_path.iterdir())
+    finally:
+        link.unlink()
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "null", '"a"', "{", "", "[" * 50_000, '{"a": ' + "9" * 5000 + "}"])
+def test_settings_that_are_no_json_object_are_refused_in_words(pack, here, text):
+    from lyra_pack.nodes.inputs import kept_settings
+
+    estimator = pack.depth_estimator.MemoryEstimator.execute().args[0]
+    latent = {"samples": torch.zeros(1, 16, 2, 4, 6)}
+    for run in (
+        lambda: pack.control.AppendFrames.execute(here.world, here.plan, torch.rand(8, *SIZE, 3), estimator, "memory", settings=text, anchor=False),
+        lambda: pack.generation.AppendChunk.execute(here.world, here.plan, latent, None, estimator, "memory", settings=text),
+    ):
+        with pytest.raises(ValueError, match="^settings.*(no JSON object|not valid JSON)"):
+            run()
+    assert kept_settings('{"seed": 3}', "a") == {"generator": "a", "seed": 3}
+
+
+def test_many_files_beside_the_inputs_cost_next_to_nothing(pack, comfy_host):
+    crowd = comfy_host / "input" / "crowd"
+    crowd.mkdir()
+    for number in range(3000):
+        (crowd / f"frame_{number:05}.png").touch()
+    try:
+        start = time.process_time()
+        pack.trajectory.LoadTrajectory.define_schema()
+        assert time.process_time() - start < 2
+    finally:
+        shutil.rmtree(crowd)
