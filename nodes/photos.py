@@ -115,7 +115,7 @@ def _placement(images: torch.Tensor, places: dict, least: int) -> posing.Placeme
     return posing.agreed(images, maps, cameras, least, on_step)
 
 
-class PickFrames(io.ComfyNode):
+class PickFrames(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -164,7 +164,7 @@ def _picked(chosen: list[int], motion: video_frames.Motion) -> str:
     return "\n".join(lines)
 
 
-class LoadCapture(io.ComfyNode):
+class LoadCapture(Node):
     @classmethod
     def define_schema(cls):
         captures = [*types.input_files(".json"), *types.input_folders("cameras.txt", "images.txt")]

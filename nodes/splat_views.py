@@ -12,12 +12,13 @@ from ..lyra_core.memory.depth import DepthMap
 from ..lyra_core.splats import rasterize
 from . import types
 from .mesh import from_mesh, texture_of
+from .node import Node
 from .splat import OPAQUE, shade_of, sound_splat
 
 LEAST_SEEN = 0.01  # share of a picture that shows something, below which it is a view of nothing
 
 
-class SplatViews(io.ComfyNode):
+class SplatViews(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -69,6 +69,10 @@ def refusal(node, around, known, value) -> str:
     return str(refused.value)
 
 
+def test_every_node_is_one_that_checks_its_inputs(pack, nodes):
+    assert [node.__name__ for node in nodes if not issubclass(node, pack.node.Node)] == [], "derive it from nodes.node.Node"
+
+
 def test_every_number_of_every_node_has_bounds(io, nodes):
     found = list(numbers(io, nodes, io.Int.Input, io.Float.Input))
     assert len(found) > 120
