@@ -48,7 +48,7 @@ def load(node, name: str, **values):
     return node.LoadCapture.execute(f"scans/{name}", **{"width": SIZE[1], "height": SIZE[0], **values}).args
 
 
-@pytest.mark.parametrize("name", ["nerf/transforms.json", "nerf", "colmap"])
+@pytest.mark.parametrize("name", ["nerf/transforms.json", "colmap"])
 def test_pictures_come_with_their_cameras(node, scan, name):
     _, cameras, pictures, _ = scan
     images, found, report = load(node, name)
@@ -67,11 +67,11 @@ def test_pictures_are_cropped_as_their_cameras_are(node, scan):
 
 
 def test_some_of_many_are_spread_over_the_rest(node, scan):
-    assert len(load(node, "nerf", count=2)[0]) == 2
-    assert load(node, "nerf", count=2, first=1)[2].startswith("photo_9.png, photo_11.png")
-    assert load(node, "nerf", count=8, step=2)[2].startswith("photo_8.png, photo_10.png")
+    assert len(load(node, "nerf/transforms.json", count=2)[0]) == 2
+    assert load(node, "nerf/transforms.json", count=2, first=1)[2].startswith("photo_9.png, photo_11.png")
+    assert load(node, "nerf/transforms.json", count=8, step=2)[2].startswith("photo_8.png, photo_10.png")
     with pytest.raises(ValueError, match="4 pictures; there are not two from number 3 on"):
-        load(node, "nerf", first=3)
+        load(node, "nerf/transforms.json", first=3)
 
 
 def test_a_scan_gives_depths_the_scale_of_its_cameras(node, scan):
@@ -89,7 +89,7 @@ def test_a_picture_that_is_not_there_is_named(node, scan):
     (scan[0] / "nerf" / "images" / "photo_9.png").rename(scan[0] / "away.png")
     try:
         with pytest.raises(ValueError, match="1 of 4 pictures are not there: images/photo_9.png"):
-            load(node, "nerf")
+            load(node, "nerf/transforms.json")
     finally:
         (scan[0] / "away.png").rename(scan[0] / "nerf" / "images" / "photo_9.png")
 
@@ -101,12 +101,12 @@ def test_names_without_ending_are_found_and_names_that_lead_elsewhere_are_not(no
     for frame in record["frames"]:
         frame["file_path"] = "./" + frame["file_path"].removesuffix(".png")
     (scan[0] / "other" / "transforms.json").write_text(json.dumps(record))
-    assert len(load(node, "other")[0]) == 4
+    assert len(load(node, "other/transforms.json")[0]) == 4
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(Path(scan[0]) / "outside.png")
     record["frames"][0]["file_path"] = "../outside.png"
     (scan[0] / "other" / "transforms.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="not there: ../outside.png"):
-        load(node, "other")
+        load(node, "other/transforms.json")
 
 
 def test_what_has_no_pictures_is_no_capture(node, scan, comfy_host):
