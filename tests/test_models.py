@@ -27,11 +27,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from lyra_core import files
+
 SHA = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 4096  # bytes from which a file is kept apart from its repository, as LFS
 VAE = "split_files/vae/wan_2.1_vae.safetensors"
 WAN = "Comfy-Org/Wan_2.1_ComfyUI_repackaged"
 LYRA = "nvidia/Lyra-2.0"
+
+
+def git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class Hub(ThreadingHTTPServer):
@@ -49,6 +55,8 @@ class Hub(ThreadingHTTPServer):
         self.stall = False  # or hangs there
         self.broken = False  # files can't be had
         self.ignores_ranges = False
+        self.blob: str | None = None  # said to be git's SHA-1 of every file
+        self.poisoned: dict[str, bytes] = {}  # what is sent of a file instead
         self.lies: str | None = None  # a checksum that is said to be that of every large file
 
     @property
@@ -103,7 +111,7 @@ class Answer(BaseHTTPRequestHandler):
         if denied:
             status = 403 if self.headers.get("Authorization") else 401
             return self.reply(status, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
-        content = hub.repositories[repository][name]
+        content = hub.poisoned.get(name, hub.repositories[repository][name])
         if hub.broken:
             return self.reply(503, b"")
         if len(content) < LARGE:
@@ -115,8 +123,8 @@ class Answer(BaseHTTPRequestHandler):
 
     def described(self, repository: dict[str, bytes]) -> dict:
         def sibling(name: str, content: bytes) -> dict:
-            blob = hashlib.sha1(content).hexdigest()
-            found = {"rfilename": name, "size": len(content), "blobId": blob}
+            said = self.server.blob
+            found = {"rfilename": name, "size": len(content), "blobId": git_sha1(content) if said is None else said}
             if len(content) >= LARGE:
                 checksum = self.server.lies or hashlib.sha256(content).hexdigest()
                 found["lfs"] = {"sha256": checksum, "size": len(content), "pointerSize": 134}
@@ -473,7 +481,7 @@ def test_a_second_run_goes_on_where_the_connection_broke(models, machine, hub, v
 def begun(models, machine: Path, content: bytes, version: bytes) -> Path:
     """A part that an earlier run left of a file that was `version` then."""
     (machine / "vae").mkdir(exist_ok=True)
-    part = machine / "vae" / f"wan_2.1_vae.safetensors.{hashlib.sha1(version).hexdigest()[:12]}.part"
+    part = machine / "vae" / f"wan_2.1_vae.safetensors.{git_sha1(version)[:12]}.part"
     part.write_bytes(content)
     return part
 
@@ -603,10 +611,57 @@ def test_a_reorganised_repository_lists_what_it_has(names, models, machine, hub,
     assert f"has no {VAE}" in told and all(name in told for name in names)
 
 
-def test_names_that_leave_the_folder_are_refused(models, machine, hub, capsys):
-    hub.repositories[LYRA] = {"checkpoints/model/../../../../evil": b"x"}
+@pytest.mark.parametrize(
+    "name",
+    ["../../../../evil", "a/../../evil", "..\\..\\evil", "C:evil", "C:/evil", "/evil", "a//evil", "./evil", "a/. /evil", "evil\0"]
+    + ["a\nevil", "...", "evil:stream"],
+)
+def test_names_that_leave_the_folder_on_any_system_are_refused(models, machine, hub, capsys, name):
+    hub.repositories[LYRA] = {f"checkpoints/model/{name}": b"x"}
     assert models.main(["--get", "lyra2", "--accept-licence"]) == 1
-    assert len(hub.served) == 1
+    assert "would lie elsewhere" in capsys.readouterr().err
+    assert len(hub.served) == 1 and not models.download_folder(models.find("lyra2")).exists()
+
+
+def test_names_as_repositories_have_them_stay_inside():
+    names = ("model.safetensors", "checkpoints/model/.metadata", "a/__0_0.distcp", "..a/b..", "Größe 1/x (2).bin")
+    assert all(map(files.stays_inside, names))
+
+
+def test_a_poisoned_small_file_of_the_right_size_is_not_taken(models, machine, hub, capsys):
+    hub.repositories[WAN] = {VAE: b"small"}
+    hub.poisoned[VAE] = b"sm4ll"
+    assert models.main(["--get", "wan-vae", "--accept-licence"]) == 1
+    assert "checksum" in capsys.readouterr().err and not list((machine / "vae").iterdir())
+    hub.poisoned.clear()
+    assert models.main(["--get", "wan-vae", "--accept-licence"]) == 0
+    assert (machine / "vae" / "wan_2.1_vae.safetensors").read_bytes() == b"small"
+
+
+@pytest.mark.parametrize("blob", ["", "../../../../evil", "0123456789abcdef" * 4, "G" * 40])
+def test_a_hub_that_gives_no_checksum_is_not_downloaded_from(models, machine, hub, vae, capsys, blob):
+    hub.blob = blob
+    assert models.main(["--get", "wan-vae", "--accept-licence"]) == 1
+    assert "neither size nor SHA-1" in capsys.readouterr().err
+    assert not hub.transfers() and not (machine / "vae").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+@pytest.mark.parametrize("kind", ["symbolic", "dangling", "hard", "folder"])
+def test_a_link_in_the_place_of_a_part_is_not_written_through(models, machine, hub, vae, capsys, tmp_path, kind):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    part = begun(models, machine, b"", vae)
+    part.unlink()
+    if kind == "folder":
+        part.mkdir()
+    elif kind == "hard":
+        os.link(victim, part)
+    else:
+        part.symlink_to(victim if kind == "symbolic" else tmp_path / "nowhere")
+    assert models.main(["--get", "wan-vae", "--accept-licence"]) == 1
+    assert part.name in capsys.readouterr().err and not hub.transfers()
+    assert victim.read_bytes() == b"precious" and not (tmp_path / "nowhere").exists()
 
 
 def test_a_hub_out_of_reach_is_one_line_and_no_traceback(models, machine, capsys, monkeypatch):

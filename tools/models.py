@@ -14,6 +14,7 @@ import glob
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import sys
@@ -418,7 +419,7 @@ class Remote:
     url: str
     size: int  # bytes
     sha256: str | None  # of large files
-    blob: str  # tells versions of the file apart
+    blob: str  # tells versions of the file apart: git's SHA-1 of small files, of large ones of what stands in for them there
 
 
 def endpoint() -> str:
@@ -428,13 +429,20 @@ def endpoint() -> str:
 def remote_files(model: ModelFile) -> list[Remote]:
     from huggingface_hub import HfApi, hf_hub_url
 
+    from lyra_core import files
+
     known = HfApi(endpoint=endpoint()).model_info(model.repo, files_metadata=True)
     wanted = [
         file
         for file in known.siblings
         if file.rfilename == model.source or (model.source.endswith("/") and file.rfilename.startswith(model.source))
     ]
-    if not wanted or any(".." in file.rfilename.split("/") for file in wanted):
+    for file in wanted:
+        if not files.stays_inside(file.rfilename):
+            raise Refused(f"{endpoint()}/{model.repo} names a file {file.rfilename!r}, which would lie elsewhere; nothing is downloaded")
+        if not re.fullmatch("[0-9a-f]{40}", file.blob_id or "") or type(file.size) is not int or file.size < 0:
+            raise Refused(f"{endpoint()}/{model.repo} says neither size nor SHA-1 of {file.rfilename}; nothing is downloaded")
+    if not wanted:
         names = "\n".join(sorted(file.rfilename for file in known.siblings)[:40])
         raise Refused(f"{endpoint()}/{model.repo} has no {model.source}; it was reorganised. It has:\n{names}")
     return [
@@ -482,6 +490,8 @@ def download(remote: Remote, target: Path, on_size: Callable[[int], None]) -> No
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
+    from lyra_core import files
+
     if target.exists():
         return on_size(remote.size)
     part = part_of(remote, target)
@@ -489,6 +499,7 @@ def download(remote: Remote, target: Path, on_size: Callable[[int], None]) -> No
     for other in target.parent.glob(glob.escape(target.name) + ".*.part"):
         if other != part:
             other.unlink()  # of another version of the file
+    files.check_part(part)
     with open(part, "ab") as handle:
         if handle.tell() > remote.size:
             handle.truncate(0)
@@ -499,14 +510,15 @@ def download(remote: Remote, target: Path, on_size: Callable[[int], None]) -> No
             http_get(remote.url, Watched(handle, on_size), resume_size=done, headers=headers, expected_size=remote.size)
         handle.flush()
         os.fsync(handle.fileno())
-    if remote.sha256 and sha256(part) != remote.sha256:
+    right = remote.sha256 or remote.blob
+    found = digest_of(part, hashlib.sha256()) if remote.sha256 else digest_of(part, hashlib.sha1(b"blob %d\0" % part.stat().st_size))
+    if found != right:
         part.unlink()
-        raise Refused(f"{part} does not have the hub's checksum and was removed; run the command again")
+        raise Refused(f"{part} does not have the hub's checksum ({found} instead of {right}) and was removed; run the command again")
     os.replace(part, target)
 
 
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
+def digest_of(file: Path, digest) -> str:
     with open(file, "rb") as handle:
         while piece := handle.read(1 << 24):
             digest.update(piece)
@@ -623,4 +635,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parent.parent))  # lyra_core
     sys.exit(main(sys.argv[1:]))

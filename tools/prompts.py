@@ -40,6 +40,15 @@ class WorkflowError(RuntimeError):
         super().__init__(line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}")
 
 
+@contextlib.contextmanager
+def about(path: Path | str) -> Iterator[None]:
+    """What is wrong with a workflow becomes a WorkflowError that begins with the name of its file."""
+    try:
+        yield
+    except WorkflowError as problem:
+        raise WorkflowError(problem if str(path) in str(problem) else f"{path}: {problem}") from problem
+
+
 # --------------------------------------------------------------------------------------------------- from a file
 
 
@@ -151,8 +160,13 @@ def _well_formed(workflow: dict, path: Path) -> dict:
     if "nodes" in workflow and isinstance(workflow["nodes"], list):
         if not isinstance(workflow.get("links"), list):
             raise WorkflowError(f"{path}: has nodes but no list of links; save it again, {HOW_TO_SAVE}")
-        if not all(isinstance(node, dict) and "type" in node for node in workflow["nodes"]):
-            raise WorkflowError(f"{path}: has a node without a type; save it again, {HOW_TO_SAVE}")
+        definitions = workflow.get("definitions") or {}
+        inner = (definitions.get("subgraphs") or []) if isinstance(definitions, dict) else None
+        if not isinstance(inner, list) or not all(isinstance(graph, dict) and isinstance(graph.get("id"), str) for graph in inner):
+            raise WorkflowError(f"{path}: its subgraphs are {str(inner)[:60]}; save it again, {HOW_TO_SAVE}")
+        for nodes in (workflow["nodes"], *(graph.get("nodes") or [] for graph in inner)):
+            if not isinstance(nodes, list) or not all(isinstance(n, dict) and isinstance(n.get("type"), str) for n in nodes):
+                raise WorkflowError(f"{path}: has a node without a type; save it again, {HOW_TO_SAVE}")
         return workflow
     for key, node in workflow.items():
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
@@ -395,7 +409,9 @@ def _problems(node: dict, prompt: dict, object_info: dict) -> Iterator[str]:
     )
     strict = not schema["python_module"].startswith("custom_nodes.") or node["class_type"].startswith("Lyra2")
     for name, value in node["inputs"].items():
-        if name in specs:
+        if not isinstance(name, str):
+            yield f"has an input called {name!r}, which is no name"
+        elif name in specs:
             yield from _bad_link(name, value, prompt, object_info) if is_link(value) else _bad_value(name, value, specs[name])
         elif name.startswith(rows):
             yield from _bad_link(name, value, prompt, object_info) if is_link(value) else ()

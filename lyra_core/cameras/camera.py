@@ -12,7 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+# What no camera can be, wherever it comes from; `check` asks for all of it.
+LARGEST_PICTURE = 16384  # pixels of a side
+FARTHEST = 1e9  # scene units or metres from the origin of the file's coordinates; the earth's diameter is a hundredth
 WIDEST, NARROWEST = 170.0, 1.0  # degrees of field of view, across and down, of lenses that pictures are taken with
+UNROUND = 1e-2  # by which R Rᵀ may differ from the identity, for rounding
 LONGEST_PIXEL = 2.2  # fx over fy, or fy over fx, beyond which K can't be of this picture; anamorphic pixels reach 2
 ASIDE = 0.25  # share of a side by which the principal point may lie outside of a picture
 # a principal point that is the middle of a picture of another size: how far that may be off in shape, and in size
@@ -139,7 +143,7 @@ def check(cameras: Cameras, source: str = "the cameras") -> Cameras:
     R = w2c[:, :3, :3]
     defect = (R @ R.mT - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax((1, 2))
     _refuse_first(
-        defect > 1e-2,
+        ~(defect <= UNROUND),  # NaN too
         source,
         lambda i: (
             f"has a rotation that is not orthonormal (R Rᵀ is off by {defect[i]:.3g}); w2c must be rigid, without scale"
@@ -149,6 +153,12 @@ def check(cameras: Cameras, source: str = "the cameras") -> Cameras:
         torch.linalg.det(R) < 0,
         source,
         lambda i: "is mirrored (its rotation has determinant -1); flip one axis, OpenCV cameras are right-handed",
+    )
+    middle = (-R.double().mT @ w2c[:, :3, 3:].double())[..., 0] + R.new_tensor(cameras.origin, dtype=torch.float64)
+    _refuse_first(
+        ~(middle.abs().amax(1) <= FARTHEST),
+        source,
+        lambda i: f"stands at {_spoken(middle[i])}, beyond {FARTHEST:g} from the origin; are its numbers damaged, or of another unit?",
     )
     last_row = (w2c[:, 3] - w2c.new_tensor([0, 0, 0, 1])).abs().amax(1)
     _refuse_first(
@@ -167,6 +177,8 @@ def check(cameras: Cameras, source: str = "the cameras") -> Cameras:
 def check_lens(cameras: Cameras, source: str = "the cameras") -> Cameras:
     """The cameras themselves, or a ValueError that names the first frame whose K can't be of a picture of this size."""
     (height, width), K = cameras.size, cameras.K
+    if not 1 <= min(height, width) <= max(height, width) <= LARGEST_PICTURE:
+        raise ValueError(f"{source}: a picture {width} wide and {height} high; both sides are 1 to {LARGEST_PICTURE} pixels")
     fx, fy, cx, cy = K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2]
     across, down = (2 * torch.atan(0.5 * side / f).rad2deg() for side, f in ((width, fx), (height, fy)))
     normalised = (fx < 10) & (fy < 10) & (cx.abs() <= 1) & (cy.abs() <= 1)
@@ -214,6 +226,10 @@ def check_lens(cameras: Cameras, source: str = "the cameras") -> Cameras:
         ),
     )
     return cameras
+
+
+def _spoken(place: Tensor) -> str:
+    return "(" + ", ".join(f"{number:g}" for number in place.tolist()) + ")"
 
 
 def _refuse_first(bad: Tensor, source: str, why) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..files import find, parse_json, read_json, replacing, write_text
+from ..array_files import read_npz as read_arrays
+from ..files import find, parse_json, read_json, reading, replacing, write_text
 from .camera import Cameras, c2w_of_file, near_origin, quaternion_to_rotation, rotation_to_quaternion
 from .camera_path import CameraPath, PathKey, path_cameras, spaced
 from .colmap_files import files_of_model, read_colmap
@@ -28,10 +28,12 @@ from .records import (
     SCENE_UNITS,
     Note,
     PosedPictures,
+    field_of_view,
     given,
     number,
     numbers,
     picture_size,
+    position,
     refuse_other_lenses,
     silent,
 )
@@ -68,7 +70,22 @@ def load_cameras(
     for what, value, choices in (("curve", curve, CURVES), ("fit", fit, FITS)):
         if value not in choices:
             raise ValueError(f"there is no {what} {value!r}; choose one of {', '.join(choices)}")
-    path = Path(path)
+    with reading(path):
+        return _load(Path(path), frames, pose_scale, size, stored_size, curve, motion, fit, undistorted, on_note)
+
+
+def _load(
+    path: Path,
+    frames: int | None,
+    pose_scale: float,
+    size: Size | None,
+    stored_size: Size | None,
+    curve: str,
+    motion: str,
+    fit: str,
+    undistorted: bool,
+    on_note: Note,
+) -> Cameras:
     wanted = (path, frames, pose_scale, size, fit, on_note)
     if path.is_dir():
         if files_of_model(path) is None and find(path, TRANSFORMS):
@@ -143,12 +160,14 @@ def files_read(path: str | Path) -> list[Path]:
 
 def load_transforms(path: str | Path, size: Size | None = None) -> Cameras:
     """The frames of a transforms.json; pictures of one size."""
-    return _finished(read_transforms(given(_json_object(path)), path, size), Path(path))
+    with reading(path):
+        return _finished(read_transforms(given(_json_object(path)), path, size), Path(path))
 
 
 def load_colmap(folder: str | Path) -> Cameras:
     """The images of a COLMAP text model; pictures of one size."""
-    return _finished(read_colmap(folder), Path(folder))
+    with reading(folder):
+        return _finished(read_colmap(folder), Path(folder))
 
 
 def _finished(
@@ -240,14 +259,15 @@ def load_npz(
     `stored_size` (height, width) is what the intrinsics refer to if the file doesn't say; without either it is an
     error. The rest is as in `load_cameras`.
     """
-    return _finished(read_npz(Path(path), stored_size), Path(path), frames, pose_scale, size)
+    with reading(path):
+        return _finished(read_npz(Path(path), stored_size), Path(path), frames, pose_scale, size)
 
 
 def read_npz(
     path: Path, stored_size: Size | None = None, undistorted: bool = False, on_note: Note = silent
 ) -> PosedPictures:
     """What an npz says; whether its lenses can be of its pictures is not asked yet."""
-    arrays = _npz_arrays(path)
+    arrays = read_arrays(path)
     missing = [key for key in ("w2c", "intrinsics") if key not in arrays]
     if missing:
         raise ValueError(
@@ -283,23 +303,11 @@ def _npz_sizes(arrays: dict[str, np.ndarray], frames: int, stored_size: Size | N
             )
         return (stored_size,) * frames
     height, width = (arrays[key] for key in ("image_height", "image_width"))
+    if height.dtype.kind not in "fiu" or width.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: image_height and image_width should be numbers; found {height.dtype} and {width.dtype}")
     if height.shape == width.shape == (frames,) and frames > 1:
         return tuple(picture_size(h, w, str(path)) for h, w in zip(height.tolist(), width.tolist(), strict=True))
     return (picture_size(height.tolist(), width.tolist(), str(path)),) * frames
-
-
-def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f"{path}: not an npz archive; save one with numpy.savez")
-    with np.load(path, allow_pickle=False) as archive:
-        try:
-            return {key: archive[key] for key in archive.files}
-        except (ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(
-                f"{path}: an array in it can't be read ({error}); pickled Python objects are refused "
-                "because reading them runs their code, so save plain numbers"
-            ) from error
 
 
 def save_npz(path: str | Path, cameras: Cameras) -> None:
@@ -320,12 +328,21 @@ def save_npz(path: str | Path, cameras: Cameras) -> None:
 
 
 def load_camera_path(source: str | Path) -> CameraPath:
-    """A camera path as the reference's viewer saves it, from a JSON file or JSON text.
+    """A camera path as the reference's viewer saves it, from a JSON file or JSON text; see `camera_path_of`."""
+    return camera_path_of(_json_object(source), _name_of(source))
+
+
+def camera_path_of(said: dict, name: str) -> CameraPath:
+    """The camera path that a JSON object of this name says.
 
     Times that are missing or don't increase are replaced by equal steps over the path's duration. Of a path planned in
     the Explorer (object `lyra2`) only its `before` counts here.
     """
-    record, name = given(_json_object(source)), _name_of(source)
+    with reading(name):
+        return _camera_path(given(said), name)
+
+
+def _camera_path(record: dict, name: str) -> CameraPath:
     keys = record.get("path")
     if not isinstance(keys, list) or not keys:
         raise ValueError(f"{name}: a camera path needs a list of keyframes under 'path'; found {str(keys)[:80]}")
@@ -365,11 +382,9 @@ def _path_key(key: object, what: str) -> PathKey:
     x, y, z, w = numbers(key["R"], (4,), f"{what}: R")
     if x * x + y * y + z * z + w * w < 1e-12:
         raise ValueError(f"{what}: R is the zero quaternion, which is no rotation; no turn is [0, 0, 0, 1]")
-    fov = number(key["fov"], f"{what}: fov")
-    if not 0 < fov < 180:
-        raise ValueError(f"{what}: fov must be between 0 and 180 degrees; found {fov:g}")
+    fov = field_of_view(key["fov"], f"{what}: fov")
     R = quaternion_to_rotation(torch.tensor([w, x, y, z], dtype=torch.float64))
-    T = torch.from_numpy(numbers(key["T"], (3,), f"{what}: T"))
+    T = position(key["T"], f"{what}: T")
     return PathKey(
         torch.cat([R, T[:, None]], 1),
         fov,

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..files import parse_json, read_json
+from ..files import FileError, parse_json, read_json, reading
 
 CHUNK_FRAMES = 80  # new frames per chunk of the Lyra 2 weights
+LONGEST_NUMBER = 9  # digits of a frame
 
 
 def load_captions(file: str | Path) -> dict[int, str]:
     """First frame -> text, in order, from a JSON file like {"0": "a street", "81": "a square"}."""
-    return _captions(read_json(file), str(file))
+    return captions_of(read_json(file), str(file))
 
 
 def parse_captions(text: str) -> dict[int, str]:
     """The same of JSON text."""
-    return _captions(parse_json(text, "the given JSON"), "the given JSON")
+    return captions_of(parse_json(text, "the given JSON"), "the given JSON")
 
 
 def captions_in(prompt: str) -> dict[int, str] | None:
@@ -28,16 +28,22 @@ def captions_in(prompt: str) -> dict[int, str] | None:
     write {day|night} for alternatives. ValueError for an object of which only some keys are frame numbers.
     """
     try:
-        record = json.loads(prompt.removeprefix("\ufeff"))
-    except (ValueError, RecursionError):
+        record = parse_json(prompt, "the captions")
+    except FileError:
         return None
     if not isinstance(record, dict) or (record and not any(map(_is_frame, record))):
         return None
-    return _captions(record, "the captions") if record else {}
+    return captions_of(record, "the captions") if record else {}
 
 
 def _is_frame(key: str) -> bool:
-    return key.strip().isdecimal()
+    return key.strip().isdecimal() and len(key.strip()) <= LONGEST_NUMBER
+
+
+def captions_of(record: object, name: str) -> dict[int, str]:
+    """The captions that a JSON value of this name says; FileError that names what is none."""
+    with reading(name):
+        return _captions(record, name)
 
 
 def _captions(record: object, name: str) -> dict[int, str]:

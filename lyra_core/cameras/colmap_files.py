@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import find, is_litter, natural, read_text, write_text
+from ..files import find, is_litter, natural, read_lines, write_text
 from .camera import Cameras, c2w_of_file, quaternion_to_rotation, rotation_to_quaternion, to_corner_origin
 from .records import (
     SCENE_UNITS,
@@ -67,7 +67,8 @@ def read_colmap(folder: str | Path, undistorted: bool = False, on_note: Note = s
             "`colmap model_converter --output_type TXT`"
         )
     lenses = dict(_lenses(files[0], undistorted, on_note))
-    images = sorted(_images(files[1]), key=lambda image: natural(image[0]))
+    images, units = _images(files[1])
+    images.sort(key=lambda image: natural(image[0]))
     if not images:
         raise ValueError(f"{files[1]}: has no image in it; was anything registered?")
     unknown = sorted({lens for _, lens, _ in images} - lenses.keys())
@@ -77,22 +78,22 @@ def read_colmap(folder: str | Path, undistorted: bool = False, on_note: Note = s
         )
     sizes, Ks = zip(*(lenses[lens] for _, lens, _ in images), strict=True)
     w2c = torch.from_numpy(np.stack([w2c for _, _, w2c in images]))
-    return posed(torch.linalg.inv(w2c), list(Ks), list(sizes), folder, _units(files[1]), [name for name, _, _ in images])
+    return posed(torch.linalg.inv(w2c), list(Ks), list(sizes), folder, units, [name for name, _, _ in images])
 
 
-def _units(path: Path) -> str:
-    return SCENE_UNITS if f"# Units: {SCENE_UNITS}" in read_text(path).splitlines() else ""
+def _lines(path: Path, comments: list[str]) -> Iterator[str]:
+    """The lines that are neither comments nor blank; comments are put into the list."""
+    for line in map(str.strip, read_lines(path)):
+        if line.startswith("#"):
+            comments.append(line)
+        elif line:
+            yield line
 
 
-def _lines(path: Path, what: str) -> tuple[list[str], int | None]:
-    """The lines that are neither comments nor blank, and how many cameras or images the header promises."""
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    promised = [int(m[2]) for m in map(COUNT.match, lines) if m and m[1].lower() == what]
-    return [line for line in lines if line and not line.startswith("#")], promised[0] if promised else None
-
-
-def _check_count(path: Path, what: str, promised: int | None, found: int) -> None:
-    if promised is not None and promised != found:
+def _check_count(path: Path, what: str, comments: list[str], found: int) -> None:
+    promised = next((m[2] for m in map(COUNT.match, comments) if m and m[1].lower() == what), str(found))
+    if promised.lstrip("0") != str(found).lstrip("0"):
+        promised = promised[:20]
         raise ValueError(
             f"{path}: its header says {promised} {what}, found {found}; lines were cut off or joined, so export it again"
         )
@@ -100,8 +101,9 @@ def _check_count(path: Path, what: str, promised: int | None, found: int) -> Non
 
 def _lenses(path: Path, undistorted: bool, on_note: Note) -> Iterator[tuple[str, tuple[tuple[int, int], np.ndarray]]]:
     """Camera id, picture size and corner-origin K (3, 3)."""
-    lines, promised = _lines(path, "cameras")
-    _check_count(path, "cameras", promised, len(lines))
+    comments: list[str] = []
+    lines = list(_lines(path, comments))
+    _check_count(path, "cameras", comments, len(lines))
     for line in lines:
         identity, model, width, height, *parameters = [*line.split(), "", "", ""][: max(4, len(line.split()))]
         what = f"{path}: camera {identity}"
@@ -118,21 +120,21 @@ def _lenses(path: Path, undistorted: bool, on_note: Note) -> Iterator[tuple[str,
         yield identity, (size, K)
 
 
-def _images(path: Path) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Name, camera id and w2c (4, 4) of each image, in the file's order.
+def _images(path: Path) -> tuple[list[tuple[str, str, np.ndarray]], str]:
+    """Name, camera id and w2c (4, 4) of each image, in the file's order, and what distances are in, if the file says.
 
     After each image comes a line of its points, which is blank if it has none. Editors and scripts remove blank lines,
     so a line is known by what is on it, and the number of images is compared with the header.
     """
-    lines, promised = _lines(path, "images")
-    found, points_may_follow = 0, False
-    for line in lines:
-        if _is_points(line) and points_may_follow:
+    found, comments, points_may_follow = [], [], False
+    for line in _lines(path, comments):
+        if points_may_follow and _is_points(line):
             points_may_follow = False
             continue
-        yield _image(line, path)
-        found, points_may_follow = found + 1, True
-    _check_count(path, "images", promised, found)
+        found.append(_image(line, path))
+        points_may_follow = True
+    _check_count(path, "images", comments, len(found))
+    return found, SCENE_UNITS if f"# Units: {SCENE_UNITS}" in comments else ""
 
 
 def _is_points(line: str) -> bool:

@@ -23,9 +23,10 @@ from .camera import (
     rotation_to_quaternion,
     to_corner_origin,
 )
-from .records import given, number, numbers
+from .records import given, number, numbers, position
 
 FOVS = ("vertical", "shorter side")  # what `fov` is of: in the host's 3D viewers, and in its splat renderer
+DEEPEST = 8  # lists of cameras in each other
 FOV = 35.0  # degrees: the host's own, where a camera doesn't say
 
 
@@ -43,43 +44,47 @@ def from_load3d(cameras: Mapping | Iterable, size: tuple[int, int], fov_of: str 
     return check(Cameras(w2c.float(), from_corner_origin(K).float(), size), "LOAD3D_CAMERA")
 
 
-def _flat(cameras: object) -> Iterable[Mapping]:
+def _flat(cameras: object, depth: int = 0) -> Iterable[Mapping]:
     if isinstance(cameras, Mapping):
         yield given(cameras)
-    elif isinstance(cameras, (list, tuple)):
+    elif isinstance(cameras, (list, tuple)) and depth < DEEPEST:
         for camera in cameras:
-            yield from _flat(camera)
+            yield from _flat(camera, depth + 1)
     elif cameras is not None:
-        raise ValueError(f"expected a LOAD3D_CAMERA, a dict or a list of dicts, found a {type(cameras).__name__}")
+        raise ValueError(
+            f"expected a LOAD3D_CAMERA, a dict or a list of dicts, found a {type(cameras).__name__}{' in many lists' * (depth > 1)}"
+        )
 
 
 def _c2w_of(record: Mapping, what: str) -> Tensor:
     """(4, 4) float64, OpenCV axes."""
     if str(record.get("cameraType", "perspective")).lower().startswith("ortho"):
         raise ValueError(f"{what} is orthographic; cameras here are pinholes, so switch the 3D view to perspective")
-    position = _xyz(record.get("position"), f"{what}: position")
+    place = _xyz(record.get("position"), f"{what}: position")
     if "quaternion" in record:
+        if not isinstance(record["quaternion"], Mapping):
+            raise ValueError(f"{what}: quaternion: expected x, y, z and w, found {str(record['quaternion'])[:80]}")
         x, y, z, w = (number(given(record["quaternion"]).get(k, k == "w"), f"{what}: quaternion") for k in "xyzw")
         q = torch.tensor([w, x, y, z], dtype=torch.float64)
         if q.norm() < 1e-6:
             raise ValueError(f"{what} has the zero quaternion, which is no rotation")
         R = quaternion_to_rotation(q)
     else:
-        R = _looking(position, _xyz(record.get("target"), f"{what}: target"), what)
+        R = _looking(place, _xyz(record.get("target"), f"{what}: target"), what)
     flip = torch.tensor(AXES_FLIP, dtype=torch.float64)
     c2w = torch.eye(4, dtype=torch.float64)
-    c2w[:3, :3], c2w[:3, 3] = flip[:, None] * R * flip, flip * position
+    c2w[:3, :3], c2w[:3, 3] = flip[:, None] * R * flip, flip * place
     return c2w
 
 
 def _xyz(point: object, what: str) -> Tensor:
     point = given(point) if isinstance(point, Mapping) else {}
-    return torch.from_numpy(numbers([point.get(axis, 0.0) for axis in "xyz"], (3,), what))
+    return position([point.get(axis, 0.0) for axis in "xyz"], what)
 
 
-def _looking(position: Tensor, target: Tensor, what: str) -> Tensor:
+def _looking(place: Tensor, target: Tensor, what: str) -> Tensor:
     """The rotation (3, 3) of three.js's lookAt: y up, or z where that is the way it looks."""
-    back = position - target
+    back = place - target
     if back.norm() < 1e-9:
         raise ValueError(f"{what} stands at its target and has no quaternion, so nothing says where it looks")
     back = back / back.norm()
@@ -95,7 +100,7 @@ def _K_of(record: Mapping, size: tuple[int, int], fov_of: str, what: str) -> Ten
     """(3, 3) float64 with the origin in the picture's corner."""
     fov = number(record.get("fov") or FOV, f"{what}: fov")
     zoom = number(record.get("zoom") or 1.0, f"{what}: zoom")
-    if not (0 < fov < 180 and zoom > 0):
+    if not (0 < fov < 180 and zoom > 0):  # both together are what `check` looks at
         raise ValueError(f"{what}: fov must be between 0 and 180 degrees and zoom positive; found {fov:g} and {zoom:g}")
     focal = _side(size, fov_of) / 2 / math.tan(math.radians(fov) / 2) * zoom
     aspect = number(record.get("pixel_aspect", 1), f"{what}: pixel_aspect")

@@ -17,6 +17,7 @@ from .records import (
     SCENE_UNITS,
     Note,
     PosedPictures,
+    field_of_view,
     given,
     intrinsics,
     number,
@@ -131,9 +132,7 @@ def read_viewer_path(
         what = f"{path}: frame {i}"
         if not isinstance(frame, dict) or not {"camera_to_world", "fov"} <= given(frame).keys():
             raise ValueError(f"{what}: needs camera_to_world (16 numbers) and fov; found {str(frame)[:80]}")
-        fov = number(frame["fov"], f"{what}: fov")
-        if not 0 < fov < 180:
-            raise ValueError(f"{what}: fov must be between 0 and 180 degrees; found {fov:g}")
+        fov = field_of_view(frame["fov"], f"{what}: fov")
         focal = 0.5 * size[0] / math.tan(math.radians(fov) / 2)
         K = intrinsics(focal, focal, size[1] / 2, size[0] / 2)
         refuse_other_lenses({**lens, **given(frame)}, K, size, what, undistorted, on_note if i == 0 else silent)

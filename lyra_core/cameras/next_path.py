@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..files import parse_json
+from ..files import parse_json, reading
 from .camera import Cameras, about, check
-from .camera_files import camera_path_record, load_camera_path
+from .camera_files import camera_path_of, camera_path_record
 from .camera_path import CameraPath, PathKey, path_cameras
-from .captions import parse_captions
+from .captions import captions_of
 
 VERSION = 1
 CHUNK_FRAMES = 80  # of the Lyra 2 weights
@@ -51,7 +51,11 @@ def read(text: str, name: str = "the path") -> NextPath:
     """The plan in a JSON text; an empty text plans nothing. ValueError names what was found and what is expected."""
     if not text.strip():
         return NextPath()
-    record = parse_json(text, name)
+    with reading(name):
+        return _read(parse_json(text, name), text, name)
+
+
+def _read(record: object, text: str, name: str) -> NextPath:
     keys = record.get("path") if isinstance(record, dict) else None
     if not isinstance(keys, list):
         raise ValueError(f"{name}: expected a JSON object with a list of keys under 'path'; found {text[:80]!r}")
@@ -63,11 +67,11 @@ def read(text: str, name: str = "the path") -> NextPath:
         raise ValueError(f"{name}: lyra2.from should be the key of a state, hexadecimal, or empty; found {state!r}")
     return NextPath(
         # with less than two keys there is nowhere to go
-        load_camera_path(text) if len(keys) > 1 else None,
+        camera_path_of(record, name) if len(keys) > 1 else None,
         state,
         _whole(plan.get("frames", FRAMES), 2, LONGEST, f"{name}: lyra2.frames"),
         _motion(plan.get("motion", "uniform motion"), name),
-        parse_captions(json.dumps(captions)) if captions else {},
+        captions_of(captions, name) if captions else {},
         _whole(plan.get("seed", 1), 0, 2**64 - 1, f"{name}: lyra2.seed"),
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .camera import Cameras, check, from_corner_origin
+from .camera import FARTHEST, LARGEST_PICTURE, NARROWEST, WIDEST, Cameras, check, from_corner_origin
 
 Note = Callable[[str], None]  # told in one line what was done that the file doesn't say
 SCENE_UNITS = "scene units"  # what our own files say their distances are in, so that nobody scales them again
@@ -85,7 +85,7 @@ def numbers(value: object, shape: tuple[int, ...], what: str) -> np.ndarray:
     """float64 array of this shape, of numbers or of texts of numbers, or a ValueError that begins with `what`."""
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{what}: expected numbers of shape {shape}, found {str(value)[:80]!r}") from error
     if array.size == 1 and np.prod(shape) == 1:
         array = array.reshape(shape)
@@ -101,18 +101,35 @@ def number(value: object, what: str) -> float:
 
 def picture_size(height: object, width: object, what: str) -> tuple[int, int]:
     sides = [number(side, f"{what}: picture height and width") for side in (height, width)]
-    if min(sides) < 1 or any(side != round(side) for side in sides):
+    if any(side != round(side) or not 1 <= side <= LARGEST_PICTURE for side in sides):
         raise ValueError(
-            f"{what}: a picture {sides[0]:g} high and {sides[1]:g} wide; both must be whole positive pixels"
+            f"{what}: a picture {sides[0]:g} high and {sides[1]:g} wide; both must be whole positive pixels, "
+            f"{LARGEST_PICTURE} at most"
         )
     return int(sides[0]), int(sides[1])
+
+
+def field_of_view(value: object, what: str) -> float:
+    """Degrees that a lens can see."""
+    fov = number(value, what)
+    if not NARROWEST <= fov <= WIDEST:
+        raise ValueError(f"{what} must be between {NARROWEST:g} and {WIDEST:g} degrees; found {fov:g}")
+    return fov
+
+
+def position(value: object, what: str) -> Tensor:
+    """x, y and z (3,), float64, of a place where a camera can stand."""
+    found = numbers(value, (3,), what)
+    if np.abs(found).max() > FARTHEST:
+        raise ValueError(f"{what}: {str(value)[:80]} is beyond {FARTHEST:g}; are its numbers damaged, or of another unit?")
+    return torch.from_numpy(found)
 
 
 def pose_matrix(value: object, what: str) -> np.ndarray:
     """(4, 4) of a matrix (4, 4) or (3, 4), or of its rows one after the other."""
     try:
         found = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = np.empty(0)
     if found.shape in ((3, 4), (12,), (16,)):
         rows = found.reshape(-1, 4)
@@ -182,7 +199,7 @@ def _bending(lens: Mapping, K: np.ndarray, size: tuple[int, int]) -> Iterator[tu
 def _numbers_in(key: str, value: object) -> Iterator[tuple[str, float]]:
     try:
         flat = np.asarray(value, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return  # a text such as "distortion": "none" is no term
     for i, term in enumerate(flat):
         yield (key if len(flat) == 1 else f"{key}[{i}]"), float(term)

@@ -58,9 +58,9 @@ class FramePackLayout:
 
         ValueError for anything else.
         """
-        match = re.fullmatch(r"((?:f[1-9]\d*[ks][1-9]\d*)+)_g([1-9]\d*)", text, re.ASCII)
+        match = re.fullmatch(r"((?:f[1-9]\d{0,2}[ks][1-9]\d{0,2}){1,64})_g([1-9]\d{0,2})", text, re.ASCII)
         if not match:
-            raise ValueError(f"{text!r} is no FramePack layout; expected something like {LYRA2}")
+            raise ValueError(f"{text[:80]!r} is no FramePack layout; expected something like {LYRA2}")
         sources: dict[str, Source] = {letter: source for source, letter in _LETTERS.items()}
         runs = re.findall(r"f(\d+)([ks])(\d+)", match[1])
         segments = (Segment(int(slots), sources[letter], int(kernel)) for slots, letter, kernel in runs)

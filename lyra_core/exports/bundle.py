@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..cameras import camera_files
 from ..cameras.camera import Cameras
+from ..files import FileError, read_json
 from ..splats.gaussians import Gaussians
 
 MANIFEST = "bundle.json"
@@ -35,7 +36,7 @@ Y_UP = "x right, y up, z backward"
 Z_UP = "z up, x right, y into the picture"
 
 
-class BundleError(ValueError):
+class BundleError(FileError):
     """A folder that can't become a bundle; the message names it, what was found and what to do."""
 
 
@@ -169,9 +170,9 @@ def _check_replaceable(folder: Path) -> None:
         return
     manifest = folder / MANIFEST
     try:
-        record = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-    except ValueError as error:
-        raise BundleError(f"{manifest} is damaged ({error}); move the folder away or choose another one") from None
+        record = read_json(manifest) if manifest.is_file() else {}
+    except FileError as error:
+        raise BundleError(f"{manifest} is damaged ({str(error).removeprefix(f'{manifest}: ')}); move the folder away or choose another one") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("files"), dict):
         raise BundleError(f"{folder} holds files but no bundle, such as {held[0]}; choose another folder")
     foreign = [name for name in held if name not in record["files"] and name != MANIFEST]

@@ -6,7 +6,8 @@ come without it (5.0) or need a variable set before the first import and know on
 
 from __future__ import annotations
 
-import zipfile
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..cameras.camera import Cameras, check_lens, from_normalized
+from ..array_files import read_npy, read_npz
+from ..cameras.camera import LARGEST_PICTURE, Cameras, check_lens, from_normalized
+from ..files import check_size, parsing, reading
 from .depth import DepthMap, depth_map, onto, rays, same_shape
 
 ENDINGS = (".exr", ".npy", ".npz", ".png", ".tif", ".tiff")
@@ -50,9 +53,13 @@ class Recipe:
 def read(path: str | Path, channel: str = "") -> Stored:
     """The numbers of a depth file; channel: which of an EXR's channels or an .npz's arrays, empty for the one of depth.
 
-    ValueError that names the file and what is wrong with it.
+    FileError that names the file and what is wrong with it.
     """
-    path = Path(path)
+    with reading(path):
+        return _read(Path(path), channel)
+
+
+def _read(path: Path, channel: str) -> Stored:
     reader = {".exr": _read_exr, ".npy": _read_npy, ".npz": _read_npz}.get(path.suffix.lower(), _read_picture)
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"{path}: a depth file ends with one of {', '.join(ENDINGS)}")
@@ -146,16 +153,26 @@ def _views(path: Path, name: str, array: np.ndarray) -> np.ndarray:
         array = array[None]
     if array.ndim == 4 and 1 in array.shape[:2]:
         array = array.reshape(-1, *array.shape[2:])
-    if array.ndim != 3 or min(array.shape[1:], default=0) < 2 or not len(array):
-        raise ValueError(f"{path}: {name} has shape {array.shape}; expected (height, width) or (views, height, width)")
+    if array.ndim != 3 or not len(array) or not 2 <= min(array.shape[1:]) <= max(array.shape[1:]) <= LARGEST_PICTURE:
+        raise ValueError(
+            f"{path}: {name} has shape {array.shape}; expected (height, width) or (views, height, width), "
+            f"2 to {LARGEST_PICTURE} pixels each way"
+        )
     return array
 
 
 def _read_picture(path: Path, channel: str) -> tuple[str, np.ndarray, None]:
     import cv2
 
+    content = path.read_bytes()
+    with parsing(path, "no picture that OpenCV can read; is it cut off?"):
+        sizes = list(_page_sizes(content))
+    for width, height in sizes:
+        if not 1 <= min(width, height) <= max(width, height) <= LARGEST_PICTURE:
+            raise ValueError(f"{path}: a picture of {width} x {height}; both sides are 1 to {LARGEST_PICTURE} pixels")
+    check_size(path, sum(8 * width * height for width, height in sizes), len(content), "its pixels")
     try:
-        _, pages = cv2.imdecodemulti(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        _, pages = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         pages = ()
     if len({page.shape for page in pages}) != 1:
@@ -163,23 +180,36 @@ def _read_picture(path: Path, channel: str) -> tuple[str, np.ndarray, None]:
     return "", np.stack(pages), None
 
 
+def _page_sizes(content: bytes) -> Iterator[tuple[int, int]]:
+    """(width, height) that a PNG or the pages of a TIFF say of themselves; nothing for others, which OpenCV refuses."""
+    if content.startswith(b"\x89PNG"):
+        yield struct.unpack_from(">II", content, 16)
+    if content[:4] not in (b"II*\0", b"MM\0*"):  # a BigTIFF is not read
+        return
+    order = "<" if content.startswith(b"II") else ">"
+    (page,), seen = struct.unpack_from(order + "I", content, 4), set()
+    while page and page not in seen:
+        seen.add(page)
+        (count,), sides = struct.unpack_from(order + "H", content, page), {}
+        for tag in range(page + 2, page + 2 + 12 * count, 12):
+            name, kind = struct.unpack_from(order + "HH", content, tag)
+            if name in (256, 257):
+                (sides[name],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), content, tag + 8)
+        yield sides.get(256, 0), sides.get(257, 0)
+        (page,) = struct.unpack_from(order + "I", content, page + 2 + 12 * count)
+
+
 def _read_npy(path: Path, channel: str) -> tuple[str, np.ndarray, None]:
-    try:
-        return "", np.load(path, allow_pickle=False), None
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: no plain NumPy array ({error})") from None
+    return "", read_npy(path), None
 
 
 def _read_npz(path: Path, channel: str) -> tuple[str, np.ndarray, Tensor | None]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: no plain NumPy arrays ({error})") from None
+    arrays = read_npz(path)
     depths = {name: array for name, array in arrays.items() if sum(side > 4 for side in array.shape) > 1}
     name = _chosen(path, channel, {name: name for name in (arrays if channel else depths)}, "arrays")
-    lenses = [arrays[key].reshape(-1, 3, 3)[0] for key in LENSES if key in arrays and arrays[key].shape[-2:] == (3, 3)]
-    return f" [{name}]", arrays[name], torch.from_numpy(lenses[0]).float() if lenses else None
+    beside = [arrays[key] for key in LENSES if key in arrays and arrays[key].dtype.kind in "fiu"]
+    lenses = [array.reshape(-1, 3, 3)[0] for array in beside if array.shape[-2:] == (3, 3) and array.size]
+    return f" [{name}]", arrays[name], torch.from_numpy(lenses[0].astype(np.float32)) if lenses else None
 
 
 def _read_exr(path: Path, channel: str) -> tuple[str, np.ndarray, None]:
@@ -187,6 +217,8 @@ def _read_exr(path: Path, channel: str) -> tuple[str, np.ndarray, None]:
         import OpenEXR
     except ImportError:
         raise ImportError(f"{path}: EXR files need OpenEXR: pip install OpenEXR") from None
+    with parsing(path, "OpenEXR can't read it"):
+        _check_exr(path, OpenEXR.File(str(path), header_only=True))
     try:
         file = OpenEXR.File(str(path), separate_channels=True)
         layers = {
@@ -207,6 +239,18 @@ def _read_exr(path: Path, channel: str) -> tuple[str, np.ndarray, None]:
         return f" [{name}]", np.stack(colours, -1), None  # equal in all three, or refused
     pixels = layers[name].pixels
     return f" [{name}]", pixels.astype(np.float32) if pixels.dtype.kind == "u" else pixels, None
+
+
+def _check_exr(path: Path, file) -> None:
+    """FileError if the pixels that the headers promise can't be there."""
+    needed = 0
+    for part in file.parts:
+        low, high = (tuple(map(int, corner)) for corner in part.header["dataWindow"])
+        width, height = (end - begin + 1 for begin, end in zip(low, high, strict=True))
+        if not 1 <= min(width, height) <= max(width, height) <= LARGEST_PICTURE:
+            raise ValueError(f"{path}: a picture of {width} x {height}; both sides are 1 to {LARGEST_PICTURE} pixels")
+        needed += 4 * width * height * len(part.header["channels"])
+    check_size(path, needed, path.stat().st_size, "its pixels")
 
 
 def _chosen(path: Path, asked: str, names: dict[str, str], kind: str) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import check_part, reading
 from . import lora_files, lyra2_host
 from .tensor_files import NAMES, Entry, read_entries
 
@@ -72,6 +73,11 @@ def convert(
     ValueError names the file, what was found and what to do; the target appears only if all went well.
     """
     source, target = Path(source), Path(target)
+    with reading(source):
+        return _convert(source, target, dtype, on_progress, stored)
+
+
+def _convert(source: Path, target: Path, dtype: torch.dtype, on_progress: Callable[[int, int], None], stored: Mapping | None) -> Report:
     if target.suffix != ".safetensors":
         raise ValueError(f"{target} must end in .safetensors")
     if target.exists():
@@ -150,6 +156,7 @@ def _save(entries: list[Entry], target: Path, on_progress: Callable[[int, int], 
     starts = list(accumulate((entry.size for entry in entries), initial=len(header)))
     size, part = starts[-1], target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
+    check_part(part)
     missing = size - (part.stat().st_size if part.exists() else 0)
     free = shutil.disk_usage(target.parent).free
     if missing > free:

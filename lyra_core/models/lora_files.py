@@ -8,7 +8,6 @@ would do otherwise than it was trained for, is refused by name.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -84,7 +83,7 @@ UNSUPPORTED = {  # settings of PEFT that change what the numbers mean
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that take something out of the network
 
 
-class LoraError(ValueError):
+class LoraError(files.FileError):
     """A LoRA that can't be converted; the message says what was found and what to do."""
 
 
@@ -191,8 +190,8 @@ def _records(metadata: Mapping[str, str]) -> Iterator[tuple[str, dict]]:
     """Dictionaries in a file's metadata that may tell alpha, that of plain keys last."""
     for key, text in metadata.items():
         try:
-            value = json.loads(text)
-        except (ValueError, TypeError):
+            value = files.parse_json(text, key)
+        except files.FileError:
             continue
         if isinstance(value, dict):
             yield key, {PREFIXES.sub("", name): entry for name, entry in value.items()}
@@ -219,12 +218,30 @@ def _told(config: Mapping, where: str) -> Told | None:
     rank = next((config[k] for k in ("r", "rank", "lora_rank", "network_rank") if config.get(k) not in (None, "", "None")), None)
     try:
         numbers = float(alpha), None if rank is None else float(rank)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise LoraError(f"{where} says alpha {alpha!r} and rank {rank!r}; both must be numbers") from None
     if not math.isfinite(numbers[0]) or (numbers[1] is not None and not 0 < numbers[1] < math.inf):
         raise LoraError(f"{where} says alpha {alpha!r} and rank {rank!r}; alpha must be finite and the rank positive")
     stabilised = str(config.get("use_rslora") or False).lower() == "true"
-    return Told(where, *numbers, config.get("alpha_pattern") or {}, config.get("rank_pattern") or {}, stabilised)
+    patterns = (_patterns(config.get(name) or {}, f"{where}: {name}") for name in ("alpha_pattern", "rank_pattern"))
+    return Told(where, *numbers, *patterns, stabilised)
+
+
+def _patterns(patterns: object, where: str) -> Mapping[str, float]:
+    """Regular expressions of modules' names and a number for each; LoraError for others, and for those that could take for ever."""
+    if not isinstance(patterns, dict):
+        raise LoraError(f"{where} is {str(patterns)[:80]}, expected names of modules with a number each")
+    for pattern, value in patterns.items():
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise LoraError(f"{where} says {str(value)[:80]} of {pattern[:80]!r}; expected a positive number")
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError):
+            raise LoraError(f"{where} has {pattern[:80]!r}, which is no regular expression") from None
+        # a repeated group, or many repetitions, can take as long as it likes over a name
+        if len(pattern) > 500 or re.search(r"\)[*+?{]|\\\d", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+            raise LoraError(f"{where} has {pattern[:80]!r}, too involved for the name of a module; write it plainly")
+    return patterns
 
 
 # ------------------------------------------------------------------------------------------------- what is written

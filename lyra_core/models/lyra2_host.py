@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import weakref
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from ..conditioning.framepack import LYRA2, PATCH, FramePackLayout
 from ..conditioning.history import RAY_CHANNELS, History
+from ..files import FileError, parse_json
 from .devices import PROCESSOR, geometry_device
 from .lyra2 import TEXT_TOKENS, HistoryMaps, HistoryTokens, Lyra2Model
 
@@ -37,6 +39,7 @@ CONFIG_KEY = (
 CONDITIONING_KEY = "lyra2_history"
 IMAGE_TOKENS, IMAGE_WIDTH = 257, 1280  # CLIP ViT-H, penultimate layer
 HEAD_CHANNELS = 128  # of every released Wan
+LARGEST_CONFIG = 1 << 16  # bytes
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,9 @@ def complete_config(shapes: Mapping[str, tuple[int, ...]], stored: Mapping | Non
     stored = dict(stored or {})
     dim = shape("head.modulation")[-1]
     layout = FramePackLayout.parse(stored.get("framepack", str(LYRA2)))
+    blocks = {key.split(".")[1] for key in shapes if key.startswith("blocks.")}
+    if odd := sorted(number for number in blocks if not re.fullmatch(r"\d{1,4}", number, re.ASCII)):
+        raise ValueError(f"blocks.{odd[0]} is no block of a Lyra 2 transformer; they are counted from blocks.0")
     channels = prod(shape("patch_embedding.weight")[1:]) // PATCH**2
     embeddings = [key for key in shapes if key.startswith("clean_patch_embeddings.") and key.endswith(".weight")]
     found = [shape(f"clean_patch_embeddings.{i}.weight")[1] for i in range(len(embeddings))]
@@ -68,6 +74,9 @@ def complete_config(shapes: Mapping[str, tuple[int, ...]], stored: Mapping | Non
         )
     if dim % HEAD_CHANNELS and "num_heads" not in stored:
         raise ValueError(f"width {dim} is no multiple of {HEAD_CHANNELS}: name num_heads in {CONFIG_KEY}")
+    heads = stored.get("num_heads", dim // HEAD_CHANNELS)
+    if type(heads) is not int or not 0 < heads <= dim or dim % (2 * heads):  # half of a head's channels turn
+        raise ValueError(f"num_heads in {CONFIG_KEY} is {str(heads)[:40]}; a width of {dim} needs a whole number that divides its half")
     return {
         "framepack": str(layout),
         "rank": shape("blocks.0.buffer_encoder.0.weight")[0],
@@ -78,8 +87,8 @@ def complete_config(shapes: Mapping[str, tuple[int, ...]], stored: Mapping | Non
         "ffn_dim": shape("blocks.0.ffn.0.weight")[0],
         "freq_dim": shape("time_embedding.0.weight")[1],
         "text_dim": shape("text_embedding.0.weight")[1],
-        "num_heads": stored.get("num_heads", dim // HEAD_CHANNELS),
-        "num_layers": 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks.")),
+        "num_heads": heads,
+        "num_layers": len(blocks),
     }
 
 
@@ -120,7 +129,16 @@ def pack_config(config: Mapping) -> Tensor:
 
 
 def unpack_config(tensor: Tensor) -> dict:
-    return json.loads(bytes(tensor.tolist()))
+    """What `pack_config` packed; FileError for anything else."""
+    if tensor.dtype != torch.uint8 or tensor.numel() > LARGEST_CONFIG:
+        raise FileError(f"{CONFIG_KEY} is {tuple(tensor.shape)} {tensor.dtype}, no JSON text; convert the file again")
+    try:
+        found = parse_json(bytes(tensor.flatten().tolist()).decode(), CONFIG_KEY)
+    except UnicodeDecodeError:
+        raise FileError(f"{CONFIG_KEY} is no UTF-8 text; convert the file again") from None
+    if not isinstance(found, dict) or not isinstance(found.get("framepack", ""), str):
+        raise FileError(f"{CONFIG_KEY} is {str(found)[:80]}, not framepack and num_heads; convert the file again")
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------- the model

@@ -15,7 +15,7 @@ from math import isqrt, pi, sqrt
 import torch
 from torch import Tensor
 
-from ..cameras.camera import Cameras, project, quaternion_to_rotation, rotation_to_quaternion, unproject
+from ..cameras.camera import FARTHEST, Cameras, project, quaternion_to_rotation, rotation_to_quaternion, unproject
 
 SH_DC = 0.28209479177387814     # the constant spherical harmonic, 1 / (2 sqrt(pi))
 
@@ -27,7 +27,7 @@ FINER = 1.01            # by how much a voxel may be larger than it must
 OPACITY = 0.98          # of a measured surface: neighbours overlap, so the surface itself is closed
 
 HIGHEST_DEGREE = 4      # of spherical harmonics, as gsplat
-LARGEST = 1e12          # of any number of a gaussian: beyond any scene, and its square is still a float32
+LARGEST = FARTHEST      # of any number of a gaussian: beyond any scene, and its square is still a float32
 SHORTEST = 1e-12        # length of a quaternion from which on it says how to turn; shorter ones can't be made unit
 BLOCK = 1 << 16         # gaussians looked at at once
 BROKEN = f"have NaN or infinite values, numbers beyond {LARGEST:g}, negative sizes or a rotation of length zero"

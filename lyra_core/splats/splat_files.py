@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import FileError
 from .gaussians import BROKEN, SH_DC, Gaussians, colors_to_sh, degree, sound
 
 BLOCK = 1 << 16  # gaussians; 4.5 MB of rows without higher harmonics, which fit a processor's cache
@@ -43,7 +44,7 @@ _TYPES |= {"float32": "f4", "float64": "f8"}
 _ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
 
 
-class SplatFileError(ValueError):
+class SplatFileError(FileError):
     """A file that holds no usable gaussians or can't be written; the message names it, what was found and what to do."""
 
 
@@ -82,10 +83,9 @@ def load_ply(file: Path | str) -> Gaussians:
     file = Path(file)
     layout, count, offset = _read_header(file)
     bands = _bands(file, layout.names or ())
-    rows = _mapped(file, layout, count, offset)
+    _check_length(file, layout, count, offset)
     gaussians = _unfilled(count, bands)
-    for start in range(0, count, BLOCK):
-        part, taken = gaussians.select(slice(start, start + BLOCK)), rows[start : start + BLOCK]
+    for part, taken in _rows(file, layout, offset, gaussians):
         for names, values in _stored(part):
             for name, index in zip(names, np.ndindex(*values.shape[1:]), strict=True):
                 values[(slice(None), *index)].numpy()[:] = taken[name]
@@ -221,9 +221,8 @@ def load_splat(file: Path | str) -> Gaussians:
     if over:
         size, whole = file.stat().st_size, count * SPLAT.itemsize
         raise SplatFileError(f"{file} has {size} bytes, {size - whole} more than {count} gaussians of {SPLAT.itemsize}")
-    rows, gaussians = _mapped(file, SPLAT, count, 0), _unfilled(count, 1)
-    for start in range(0, count, BLOCK):
-        part, taken = gaussians.select(slice(start, start + BLOCK)), rows[start : start + BLOCK]
+    gaussians = _unfilled(count, 1)
+    for part, taken in _rows(file, SPLAT, 0, gaussians):
         part.means.numpy()[:], part.scales.numpy()[:] = taken["mean"], taken["scale"]
         rgba = torch.from_numpy(taken["rgba"].astype(np.float32)) / 255
         part.sh[:], part.opacities[:] = colors_to_sh(rgba[:, :3]), rgba[:, 3]
@@ -330,15 +329,25 @@ def _with_unit_rotations(file: Path, gaussians: Gaussians) -> Gaussians:
     return gaussians
 
 
-def _mapped(file: Path, layout: np.dtype, count: int, offset: int) -> np.ndarray:
-    """Rows of a file as they lie on the disk; SplatFileError if it ends before the last one."""
+def _check_length(file: Path, layout: np.dtype, count: int, offset: int) -> None:
+    """SplatFileError if a file ends before its last row."""
     size, needed = file.stat().st_size, offset + count * layout.itemsize
     if size < needed:
         raise SplatFileError(
             f"{file} is cut off: {size} bytes of {needed} for {count} gaussians; fetch or save it again"
         )
-    # nothing can't be mapped
-    return np.memmap(file, layout, "r", offset, (count,)) if count else np.empty(0, layout)
+
+
+def _rows(file: Path, layout: np.dtype, offset: int, gaussians: Gaussians) -> Iterator[tuple[Gaussians, np.ndarray]]:
+    """Block by block the gaussians to be filled, and their rows in a file. A mapping would kill us if somebody cut it off."""
+    with open(file, "rb") as handle:
+        handle.seek(offset)
+        for start in range(0, len(gaussians), BLOCK):
+            part = gaussians.select(slice(start, start + BLOCK))
+            rows = np.fromfile(handle, layout, len(part))
+            if len(rows) < len(part):
+                raise SplatFileError(f"{file} was cut off while it was read")
+            yield part, rows
 
 
 @contextmanager

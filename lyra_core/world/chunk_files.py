@@ -12,26 +12,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
 
 import torch
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from ..array_files import Place, read_header
+from ..files import FileError, parse_json
 from ..memory.retrieval import Keyframe
 from .world import Chunk, Latents
 
 RECORD = "lyra"  # the one key of the header's metadata; several would be written in any order
 PIECEWISE = ("frames", "invented")  # summed frame by frame, so that one can be read alone
-LARGEST_HEADER = 1 << 24
-TYPES = {
-    "U8": torch.uint8, "BOOL": torch.bool, "I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16,
-    "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
-}  # fmt: skip
 
 
-class WorldFileError(ValueError):
+class WorldFileError(FileError):
     """A folder that holds no usable world; the message names the file, what was found and what to do."""
 
 
@@ -71,16 +67,6 @@ def _sums(name: str, tensor: Tensor) -> str | list[str]:
 
 def _sum(content) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies in its file."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int  # bytes from the start of the file
-    end: int
 
 
 @dataclass(frozen=True)
@@ -132,38 +118,30 @@ class ChunkFile:
 
 def open_chunk(path: Path) -> ChunkFile:
     """The file of a chunk, of which only the header is read; WorldFileError if it is missing, cut off or no such file."""
-    length = int.from_bytes(_read(path, 0, 8), "little")
-    if length > LARGEST_HEADER:
-        raise DamagedFile(path, f"is damaged: its header would have {length} bytes")
-    header = bytes(_read(path, 8, 8 + length))
     try:
-        places = json.loads(header)
-        record = json.loads(places.pop("__metadata__", {}).get(RECORD, "{}"))
-        if record and not isinstance(record["sums"], dict):
-            raise ValueError("its sums are none")
-        places = {str(name): _place(item, 8 + length) for name, item in places.items()}
-        _check_places(places, 8 + length, path.stat().st_size)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        raise DamagedFile(path, f"is damaged ({problem})") from None
-    return ChunkFile(path, _sum(length.to_bytes(8, "little") + header), places, record)
-
-
-def _place(item: Mapping, start: int) -> Place:
-    shape, (begin, end), dtype = tuple(item["shape"]), item["data_offsets"], TYPES[item["dtype"]]
-    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
-        raise ValueError(f"a shape of {shape}")
-    if end - begin != prod(shape) * dtype.itemsize:
-        raise ValueError(f"{end - begin} bytes for a shape of {shape}")
-    return Place(dtype, shape, start + begin, start + end)
+        found = read_header(path)
+        record = parse_json(found.metadata.get(RECORD, "{}"), "its record")
+        if not isinstance(record, dict) or (record and not isinstance(record.get("sums"), dict)):
+            raise FileError("its sums are none")
+        _check_places(found.places, len(found.raw), path.stat().st_size)
+    except FileNotFoundError:
+        raise DamagedFile(path, "is missing") from None
+    except OSError as problem:
+        raise DamagedFile(path, f"can't be read ({problem.strerror})") from None
+    except FileError as problem:
+        raise DamagedFile(path, f"is damaged ({str(problem).removeprefix(f'{path} ')})") from None
+    return ChunkFile(path, _sum(found.raw), found.places, record)
 
 
 def _check_places(places: Mapping[str, Place], start: int, size: int) -> None:
     for place in sorted(places.values(), key=lambda place: (place.begin, place.end)):
         if place.begin != start:
-            raise ValueError("its tensors overlap or leave gaps")
+            raise FileError("its tensors leave gaps")
+        if place.dtype is None:
+            raise FileError("it holds tensors of a kind that no world has")
         start = place.end
     if start != size:
-        raise ValueError(f"it has {size} bytes instead of {start}: it was cut off or changed")
+        raise FileError(f"it has {size} bytes instead of {start}: it was cut off or changed")
 
 
 def _read(path: Path, begin: int, end: int) -> bytearray:
