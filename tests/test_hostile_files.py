@@ -130,9 +130,9 @@ def test_a_text_that_is_too_long_is_refused_before_it_is_parsed(tmp_path, monkey
 
 
 def test_the_longest_text_takes_no_more_than_two_gigabytes(tmp_path):
-    # a tenth of the longest, of lists of nothing, which take most
-    text = "[" + "[]," * (files.LARGEST_TEXT // 30) + "[]]"
-    assert peak(lambda: files.parse_json(text, "x")) < 200 << 20
+    # a hundredth of the longest, of lists of nothing, which take most
+    text = "[" + "[]," * (files.LARGEST_TEXT // 300) + "[]]"
+    assert peak(lambda: files.parse_json(text, "x")) < 20 << 20
 
 
 @pytest.mark.parametrize(
@@ -228,10 +228,9 @@ def test_names_with_numbers_of_any_length_are_sorted():
 
 def test_colmap_texts_of_any_length_are_read_line_by_line(tmp_path):
     (tmp_path / "cameras.txt").write_text("1 PINHOLE 24 16 20 20 12 8\n")
-    points = "1.5 2.5 -1 " * 50_000
+    points = "1.5 2.5 -1 " * 2_000
     (tmp_path / "images.txt").write_text("".join(f"{i} 1 0 0 0 0 0 0 1 {i}.png\n{points}\n" for i in range(40)))
-    assert (tmp_path / "images.txt").stat().st_size > 20 << 20
-    assert peak(lambda: camera_files.load_colmap(tmp_path)) < 15 << 20
+    assert peak(lambda: camera_files.load_colmap(tmp_path)) < (tmp_path / "images.txt").stat().st_size
     assert len(camera_files.load_colmap(tmp_path)) == 40
 
 
