@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..array_files import read_npz as read_arrays
-from ..files import find, parse_json, read_json, reading, replacing, write_text
+from ..files import find, parse_json, read_json, reading, replacing, stays_inside, write_text
 from .camera import Cameras, c2w_of_file, near_origin, quaternion_to_rotation, rotation_to_quaternion
 from .camera_path import CameraPath, PathKey, path_cameras, spaced
 from .colmap_files import files_of_model, read_colmap
@@ -43,6 +43,7 @@ PATH_SECONDS = 5.0  # how long a camera path without usable times takes
 CURVES = ("as the file says", "through the keyframes", "B-spline")
 FITS = ("stretch", "crop")
 TRANSFORMS = "transforms.json"
+LONGEST_NAME = 240  # characters of a file's name, less an ending; systems take 255
 PICTURES = ("", ".png", ".jpg", ".jpeg", ".JPG", ".PNG", ".webp")  # endings that a name may lack
 
 Size = tuple[int, int]
@@ -125,7 +126,11 @@ def pictures_of(path: str | Path) -> list[Path]:
 
     They lie where the file says, beside it, or in a folder `images`; an ending may be left out.
     """
-    path = Path(path)
+    with reading(path):
+        return _pictures_of(Path(path))
+
+
+def _pictures_of(path: Path) -> list[Path]:
     inner = find(path, TRANSFORMS) if path.is_dir() and files_of_model(path) is None else None
     path = inner or path
     record = None if path.is_dir() else given(_json_object(path)) if path.suffix.lower() == ".json" else {}
@@ -142,11 +147,13 @@ def pictures_of(path: str | Path) -> list[Path]:
 
 def _picture(base: Path, name: str) -> Path | None:
     """The picture of this name in a folder; never one outside of it."""
-    name = name.replace("\\", "/")
+    name = Path(name.replace("\\", "/")).as_posix()
+    if max(map(len, name.split("/"))) > LONGEST_NAME:
+        return None
     for place in (name, f"images/{name}", f"images/{Path(name).name}", Path(name).name) if name else ():
         for ending in PICTURES:
             file = base / f"{place}{ending}"
-            if file.is_file() and ".." not in Path(place).parts and not Path(place).is_absolute():
+            if stays_inside(place) and file.is_file():
                 return file
     return None
 
