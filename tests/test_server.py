@@ -612,6 +612,24 @@ def test_two_servers_that_grow_one_world_lose_nothing(launcher, server, folder, 
     assert writers.lost(server.output / "worlds" / "both", said) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks at /proc")
+def test_many_runs_of_one_server_leave_nothing_behind(launcher, server, writers):
+    world_files.save(writers.photo(), server.output / "worlds" / "many")
+
+    def run(number: int) -> tuple[int, int, list[Path]]:
+        launcher.run_prompt(server, writers.one_walk("worlds/many", writers.photo().key[:16], 1, 0.1 + 0.01 * number))
+        pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+        files = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        left = [f for f in (*server.output.rglob("*.partial*"), *server.output.rglob("*.lock*"), *(server.base / "temp").rglob("*")) if f.is_file()]
+        return pages * 4096, files, left
+
+    seen = [run(number) for number in range(25)]
+    (memory, files, left), (memory_after, files_after, left_after) = seen[4], seen[-1]
+    assert left == left_after and not [f for f in left_after if "temp" not in f.parts]
+    assert files_after <= files + 2 and memory_after < memory + 40e6
+    assert len(world_files.read_manifest(server.output / "worlds" / "many")) == 26
+
+
 def cameras_prompt(**load) -> dict:
     widgets = {"frames": 3, "pose_scale": 1.0, "width": 96, "height": 64, "captions": "none"}
     widgets |= {"curve": "as the file says", "motion": "uniform motion", "fit": "crop", "without_distortion": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import json
@@ -327,23 +328,31 @@ def test_two_processes_that_save_to_one_folder_lose_nothing(tmp_path):
     assert {f.name for f in (tmp_path / "w").iterdir()} == {"world.json", *(e.file for e in listed.values())}
 
 
+@contextlib.contextmanager
+def forked_writer(folder: Path, number: int, seconds: float):
+    """The id of a process that does what WRITER says, and what it says; a copy of this one, which is there at once."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        os.dup2(writing, 1)
+        sys.stdout = os.fdopen(1, "w")
+        sys.argv = ["", str(folder), str(number), str(seconds)]
+        try:
+            exec(compile(WRITER.format(tests=str(Path(__file__).parent)), "writer", "exec"), {})  # ours
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading) as said:
+        yield process, said
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
 def test_ten_kills_at_any_moment_of_saving_hold_up_nobody_and_lose_nothing(tmp_path, walked):
     """Each writer is killed so soon after its first report that it is in the middle of a later save, wherever that is."""
     folder, draw, reported = tmp_path / "w", random.Random(SEED), []
     for number in range(10):
-        reading, writing = os.pipe()
-        process = os.fork()
-        if process == 0:
-            os.dup2(writing, 1)
-            sys.stdout = os.fdopen(1, "w")
-            sys.argv = ["", str(folder), str(number), "60"]
-            try:
-                exec(compile(WRITER.format(tests=str(Path(__file__).parent)), "writer", "exec"), {})  # noqa: S102 (ours)
-            finally:
-                os._exit(1)
-        os.close(writing)
-        with os.fdopen(reading) as said:
+        with forked_writer(folder, number, 60) as (process, said):
             reported.append(said.readline().strip())
             time.sleep(0.2 * draw.random())
             os.kill(process, signal.SIGKILL)
@@ -358,6 +367,32 @@ def test_ten_kills_at_any_moment_of_saving_hold_up_nobody_and_lose_nothing(tmp_p
         assert everything(world_files.load(folder, branch=key))[-1][-1] == key
     unlisted = {f.name for f in folder.iterdir()} - {"world.json", *(e.file for e in listed.values())}
     assert all(name.endswith(".safetensors") for name in unlisted)  # moved there, killed before the list
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
+def test_copies_made_while_a_world_is_saved_open_or_say_what_they_lack(tmp_path):
+    """File by file, in any order, as backups and cloud drives copy; nothing is locked for them."""
+    folder, draw, opened, refused = tmp_path / "w", random.Random(SEED), 0, 0
+    with forked_writer(folder, 0, 3) as (process, said):
+        said.readline()
+        for number in range(1000):
+            copy_ = tmp_path / "copy"
+            copy_.mkdir()
+            names = [file.name for file in folder.iterdir()]
+            draw.shuffle(names)
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # what was just written has its place now
+                    shutil.copyfile(folder / name, copy_ / name)
+            try:
+                assert everything(world_files.load(copy_))
+                opened += 1
+            except WorldFileError as problem:
+                refused += 1
+                assert str(copy_) in str(problem), f"copy {number}"
+            shutil.rmtree(copy_)
+            if os.waitpid(process, os.WNOHANG) != (0, 0):
+                break
+    assert opened > 5 and opened > 5 * refused
 
 
 def test_who_holds_the_lock_is_said(folder, walked, monkeypatch):
