@@ -20,6 +20,7 @@ MODULES = {
     "loop": ("loop",),
     "recon": ("recon",),
     "explorer": ("explorer",),
+    "gpu": ("gpu",),
     "photos": ("consistency", "views"),
     "writers": ("writers",),
 }

@@ -45,16 +45,18 @@ def random_weights(
     """Weights that keep activations near 1: matrices scaled by their inputs, norms near 1, the rest small."""
     generator = torch.Generator().manual_seed(seed)
     for key, shape in shapes.items():
-        values = torch.randn(shape, generator=generator)
-        if key.endswith("modulation"):
-            values *= 0.5
-        elif len(shape) > 1:
-            values /= prod(shape[1:]) ** 0.5
-        elif "norm" in key and key.endswith("weight") or key in ("img_emb.proj.0.weight", "img_emb.proj.4.weight"):
-            values = 1 + 0.2 * values
-        else:
-            values *= 0.1
-        yield key, values.to(dtype)
+        yield key, scaled(key, torch.randn(shape, generator=generator)).to(dtype)
+
+
+def scaled(key: str, values: torch.Tensor) -> torch.Tensor:
+    """Normal numbers as the weight of this name."""
+    if key.endswith("modulation"):
+        return values * 0.5
+    if values.ndim > 1:
+        return values / prod(values.shape[1:]) ** 0.5
+    if "norm" in key and key.endswith("weight") or key in ("img_emb.proj.0.weight", "img_emb.proj.4.weight"):
+        return 1 + 0.2 * values
+    return values * 0.1
 
 
 def write_lyra2(path: Path, config: Mapping = TINY, seed: int = 0, dtype=torch.float32) -> Path:
