@@ -480,7 +480,14 @@ SHAPES: dict = {}
 
 def write_lora(folder: Path) -> list[Path]:
     q = "base_model.model.blocks.1.self_attn.q"
+    k, v = "base_model.model.blocks.1.self_attn.k", "base_model.model.blocks.1.self_attn.v"
     tensors = {f"{q}.lora_A.weight": torch.ones(3, 24), f"{q}.lora_B.weight": torch.ones(24, 3)}
+    tensors |= {
+        f"{k}.lokr_w1": torch.ones(2, 2),
+        f"{k}.lokr_w2_a": torch.ones(12, 3),
+        f"{k}.lokr_w2_b": torch.ones(3, 12),
+    }
+    tensors |= {f"{v}.hada_w{n}_{x}": torch.ones((24, 3) if x == "a" else (3, 24)) for n in (1, 2) for x in "ab"}
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     config = {
         "peft_type": "LORA",

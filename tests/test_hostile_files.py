@@ -807,6 +807,31 @@ def test_what_is_told_beside_a_lora_is_looked_at(checkpoints, tmp_path, change, 
     assert "adapter_config.json" in told
 
 
+def test_factors_of_no_shape_are_refused_with_their_module(checkpoints, tmp_path):
+    q = "base_model.model.blocks.1.self_attn.q"
+    lokr = {f"{q}.lokr_w1": torch.ones(()), f"{q}.lokr_w2": torch.ones(12, 12)}
+    loha = {f"{q}.hada_w{n}_{x}": torch.ones(24, 3) if x == "a" else torch.ones(3) for n in (1, 2) for x in "ab"}
+    for tensors in (lokr, loha):
+        save_file(tensors, tmp_path / "lora.safetensors")
+        told = refused(
+            "factors are matrices", checkpoints.convert, tmp_path / "lora.safetensors", tmp_path / "t.safetensors"
+        )
+        assert "lora.safetensors" in told and q in told
+
+
+def test_weights_of_the_reconstructor_that_can_t_be_cut_are_refused(comfy_host, tmp_path):
+    from lyra_core.models import da3_files
+
+    for shape in ((), (4, 4)):
+        weights = {"backbone.pretrained.blocks.0.attn.qkv.weight": torch.ones(shape), da3_files.MARKER: torch.ones(3)}
+        save_file(weights, tmp_path / "da3.safetensors")
+        refused(
+            r"da3\.safetensors: .*qkv.* is not cut into 3|which is not cut into 3",
+            da3_files.released_weights,
+            tmp_path / "da3.safetensors",
+        )
+
+
 def test_patterns_as_people_write_them_are_taken(checkpoints):
     from lyra_core.models import lora_files
 

@@ -15,6 +15,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from ..files import reading
 from .da3_gaussians import FLOAT32, MARKER, OnStep, architecture, faults, nothing
 from .lyra2_host import listed
 from .tensor_files import Entry, read_entries
@@ -51,7 +52,7 @@ def host_weights(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Weights under published names as the host's."""
     for name, weight in weights.items():
         names = host_names(name)
-        yield from zip(names, weight.chunk(len(names)), strict=True)
+        yield from zip(names, weight.chunk(len(names)) if len(names) > 1 else (weight,), strict=True)
 
 
 def released_weights(
@@ -61,8 +62,13 @@ def released_weights(
 
     source: .pt, .pth, .safetensors or a folder of them; the nested model, its part `da3.` alone, or the host's layout.
     base: where the source is a fine-tuned part, the file it was tuned from. on_step: bytes read, and in all.
-    ValueError if it is another model, or weights are missing or of the wrong size, with their names.
+    FileError if it is another model, or weights are missing or of the wrong size, with their names.
     """
+    with reading(source):
+        return _released_weights(source, base, dtype, on_step)
+
+
+def _released_weights(source: Path, base: Path | None, dtype: torch.dtype | None, on_step: OnStep) -> dict[str, Tensor]:
     found = _entries(source)
     rest = {} if base is None else _entries(base)
     if MARKER not in found and MARKER not in rest:
@@ -74,6 +80,9 @@ def released_weights(
     total, done = sum(entry.size for entry in needed.values()), 0
     weights: dict[str, Tensor] = {}
     for name, entry in needed.items():
+        parts = len(host_names(name))
+        if parts > 1 and (not entry.shape or entry.shape[0] % parts):
+            raise ValueError(f"{source}: {name} is {entry.shape}, which is not cut into {parts}; download it again")
         kind = torch.float32 if name.startswith(FLOAT32) else dtype or entry.dtype
         weights.update(host_weights({name: entry.read(kind)}))
         done += entry.size

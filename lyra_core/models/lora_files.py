@@ -348,6 +348,8 @@ def _checked(parts: Mapping[str, Entry]) -> tuple[int | None, str]:
             raise LoraError(f"has {part}, the core of a convolution, and Lyra 2's layers are matrices")
         if part.startswith(("oft_", "boft_", "ia3_", "vera_", "glora_", "lora_embedding", "rescale", "reshape_weight")):
             raise LoraError(f"has {part}; only LoRA, LoHa, LoKr and differences are converted")
+        if part.startswith(("hada_", "lokr_")) and len(shapes[part]) < 2:
+            raise LoraError(f"has a {part} of shape {shapes[part]}, and factors are matrices; download or save it again")
     kinds = {
         "lora": any(part.startswith("lora_") and part != "lora_bias" for part in parts),
         "lokr": any(part.startswith("lokr_") for part in parts),
