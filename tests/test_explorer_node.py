@@ -157,12 +157,14 @@ def test_a_state_that_lost_a_file_is_taken_from_the_connected_world_which_mends_
     assert lost.is_file() and world_files.load(saved(comfy_host, folder)).key == grown.key
 
 
-def test_a_photo_of_another_size_is_not_begun_in_the_same_folder(node, folder, comfy_host):
+def test_a_photo_of_another_size_is_begun_beside_the_first_in_the_same_folder(node, folder, comfy_host):
     grown = walked(photo(), folder=saved(comfy_host, folder))
     wide = begin(torch.zeros(64, 128, 3), torch.ones(64, 128), pinhole((64, 128), 80.0))
-    with pytest.raises(ValueError, match="holds worlds of 96x64, this one is 128x64; choose another folder"):
-        node.execute(folder, "", wide)
-    assert world_files.load(saved(comfy_host, folder)).key == grown.key
+    stand = node.execute(folder, "", wide).args[0]
+    assert stand.key == wide.key and stand.size == (64, 128)
+    assert world_files.load(saved(comfy_host, folder)).key == grown.key, "the latest stays the latest"
+    assert node.execute(folder, plan_from(stand)).args[0].size == (64, 128)
+    assert node.execute(folder, plan_from(grown)).args[0].size == (64, 96)
 
 
 def test_a_folder_with_one_photo_needs_no_world(node, folder, comfy_host):

@@ -18,7 +18,7 @@ import torch
 from lyra_core.cameras import camera_files
 from lyra_core.cameras.camera import Cameras, pinhole
 from lyra_core.memory import depth
-from lyra_core.world import chunk_files, preview, world, world_files
+from lyra_core.world import chunk_files, opened, preview, world, world_check, world_files
 
 SIZE = (32, 48)
 
@@ -99,6 +99,29 @@ def test_saving_again_writes_only_what_is_new(walked, tmp_path):
     first = world_files.save(world.rewind(walked, 1), tmp_path / "w")
     second = world_files.save(walked, tmp_path / "w")
     assert (len(first), len(second)) == (3, 2)
+
+
+def test_worlds_of_other_sizes_share_a_folder(walked, tmp_path):
+    """A second photo, or a draft at half the size, under a name that somebody gave once."""
+    world_files.save(walked, tmp_path / "w")
+    small = (16, 32)
+    room = depth.room_box(small, pinhole(small, 30.0).K[0], (0.5, 0.5), (0.3, 0.3, 0.7, 0.7), 4.0)
+    other = world.begin(torch.rand(*small, 3), room.depth, room.camera)
+    grown = preview.explore(other, pinhole(small, 30.0, 9), chunk_frames=8, folder=tmp_path / "w")
+    assert world_files.latest(tmp_path / "w") == (grown.key, small)
+    for found in (walked, grown):
+        assert same(world_files.load(tmp_path / "w", branch=found.key), found)
+    world_files.save(world.rewind(walked, 1), tmp_path / "w", keep_latest=True)
+    assert world_files.latest(tmp_path / "w") == (grown.key, small)
+    assert same(preview.explore(photo_world(), path(17), chunk_frames=8, folder=tmp_path / "w"), walked)
+    assert world_check.check(tmp_path / "w").is_whole
+    (tmp_path / "w" / "world.json").unlink()
+    world_check.repair(tmp_path / "w")
+    assert same(world_files.load(tmp_path / "w", branch=walked.key), walked)
+    assert same(world_files.load(tmp_path / "w", branch=grown.key), grown)
+    opener = opened.OpenWorlds()
+    sizes = [opened.summary(opener, tmp_path / "w", key)["size"] for key in (walked.key, grown.key)]
+    assert sizes == [[32, 48], [16, 32]]
 
 
 def test_a_branch_leaves_the_other_one_in_the_folder(walked, tmp_path):

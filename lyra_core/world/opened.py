@@ -115,12 +115,11 @@ def whole_key(folder: Path, state: str) -> str:
 def summary(opened: OpenWorlds, folder: Path, state: str) -> dict:
     """Everything about a folder that its browser tree shows, standing at `state` (a whole key)."""
     entries = world_files.read_manifest(folder)
-    latest, size = world_files.latest(folder)
     chain = _chain(entries, state)
     return {
-        "latest": latest,
+        "latest": world_files.latest(folder)[0],
         "state": state,
-        "size": list(size),
+        "size": list(world_files.size_of(folder, chain[0])),
         "depth": opened.depth(folder, state),
         "frames": sum(opened.frames(folder, entry) for entry in chain),
         "chain": [entry.key for entry in chain],

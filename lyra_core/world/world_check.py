@@ -90,8 +90,7 @@ def repair(folder: Path) -> list[str]:
         for name in dict.fromkeys(damaged):
             if (folder / name).exists():
                 said.append(f"{name} is now {_set_aside(folder / name).name}")
-        size = _size(folder / kept[newest].file)
-        world_files.write_manifest(folder, kept, newest, size, is_held)
+        world_files.write_manifest(folder, kept, newest, world_files.size_of(folder, kept[newest]), is_held)
         said.append(f"{MANIFEST} lists {len(kept)} states, the latest is {newest[:8]}")
         if lost:
             said.append(f"not listed any more: {', '.join(lost)}; walking the same paths again makes them again")
@@ -179,13 +178,9 @@ def _key(file: ChunkFile, entry: Entry) -> str:
     """The key of the state after a chunk, as `World.keys` has it."""
     if entry.parent is not None:
         return hashlib.sha256((entry.parent + entry.content).encode()).hexdigest()
-    size = _size(file.path)
+    size = world_files.size_of(file.path.parent, entry)
     chunk, keyframes = world_files.load_chunk(file.path.parent, entry, size, 0)
     return World(chunk, (), SpatialMemory(tuple(keyframes))).key
-
-
-def _size(path: Path) -> tuple[int, int]:
-    return open_chunk(path).places["frames"].shape[1:3]
 
 
 def _reaches_the_photo(key: str, entries: Mapping[str, Entry], faults: Mapping[str, str]) -> bool:

@@ -94,8 +94,6 @@ def save(
         ) from None
     if not entries and folder.exists() and any(not _is_ours(f.name) for f in folder.iterdir()):
         raise WorldFileError(f"{folder} holds other files but no {MANIFEST}; choose an empty folder or a saved world")
-    if entries:
-        _check_size(folder, latest(folder)[1], world.size)
     with files.explained(folder / MANIFEST):
         folder.mkdir(parents=True, exist_ok=True)
     written: list[tuple[Entry, Path]] = []
@@ -112,14 +110,6 @@ def save(
 
 def _is_ours(name: str) -> bool:
     return name == LOCK or name.endswith((files.PARTIAL, ".safetensors", ASIDE))
-
-
-def _check_size(folder: Path, found: tuple[int, int], size: tuple[int, int]) -> None:
-    if found != size:
-        raise WorldFileError(
-            f"{folder} holds worlds of {found[1]}x{found[0]}, this one is {size[1]}x{size[0]}; choose another folder, such as "
-            f"{folder.name}_{size[1]}x{size[0]}"
-        )
 
 
 def _write_beside(world: World, index: int, folder: Path) -> tuple[Entry, Path]:
@@ -146,12 +136,10 @@ def _add(
     moved = []
     with files.locked(folder / LOCK) as is_held:
         files.sweep(folder)
-        entries, newest = {}, world.key
+        entries, newest, size = {}, world.key, world.size
         if (folder / MANIFEST).exists():
             entries = read_manifest(folder)
-            before, size = latest(folder)
-            _check_size(folder, size, world.size)
-            newest = before if keep_latest else newest
+            newest, size = latest(folder) if keep_latest else (newest, size)
         for entry, partial in written:
             theirs = entries.get(entry.key)
             if theirs is not None and theirs != known.get(entry.key) and not _fault(folder, theirs):
@@ -164,7 +152,7 @@ def _add(
             entries.setdefault(key, known.get(key))
         if moved:
             files.flush(folder)
-        write_manifest(folder, entries, newest, world.size, is_held)
+        write_manifest(folder, entries, newest, size, is_held)
     return [*moved, folder / MANIFEST]
 
 
@@ -310,11 +298,20 @@ def holds(folder: Path, state: str) -> bool:
 
 def frames_of(folder: Path, entry: Entry) -> int:
     """How many frames a saved chunk has, without reading them."""
+    return _shape(folder, entry)[0]
+
+
+def size_of(folder: Path, entry: Entry) -> tuple[int, int]:
+    """(height, width) of a saved chunk's frames, without reading them; each photo of a folder may have a size of its own."""
+    return _shape(folder, entry)[1:]
+
+
+def _shape(folder: Path, entry: Entry) -> tuple[int, int, int]:
     file = open_chunk(Path(folder) / entry.file)
-    try:
-        return file.places["frames"].shape[0]
-    except (KeyError, IndexError):
-        raise DamagedFile(file.path, "is damaged: it has no frames") from None
+    shape = tuple(file.places["frames"].shape) if "frames" in file else ()
+    if len(shape) != 4 or not shape[0] or not all(0 < side <= LARGEST_SIDE for side in shape[1:3]):
+        raise DamagedFile(file.path, f"is damaged: its frames are {shape}" if shape else "is damaged: it has no frames")
+    return shape[:3]
 
 
 def _read(folder: Path) -> tuple[dict, list[Entry]]:
@@ -406,7 +403,7 @@ def load(folder: Path, chunks: int | None = None, branch: str = "") -> World:
             raise WorldFileError(f"{folder}: this branch has {len(chain) - 1} chunks; there is no state after {chunks}")
         chain = chain[: chunks + 1]
     _check_files(folder, chain)
-    size = tuple(manifest["size"])
+    size = size_of(folder, chain[0])
     parts, first = [], 0
     for entry in chain:
         parts.append(load_chunk(folder, entry, size, first))
