@@ -9,7 +9,6 @@ one goes on.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import importlib.util
 import json
@@ -50,7 +49,7 @@ mutations = sys.modules["lyra_mutations"] = importlib.util.module_from_spec(spec
 spec.loader.exec_module(mutations)
 
 CASES, FIRST = 1000, int(os.environ.get("LYRA2_FUZZ_FROM", "0"))
-MOST_MEMORY, MOST_SECONDS = 2 << 30, 10
+MOST_MEMORY, MOST_SECONDS, HUNG = 2 << 30, 10.0, 120
 SIZE = (16, 24)
 AGAIN = os.environ.get("LYRA2_FUZZ", "")
 
@@ -526,7 +525,7 @@ def read_lora(folder):
 def read_workflow(folder):
     prompts = sys.modules["lyra_prompts"]
     workflow = prompts.read_workflow(folder / "w.json")
-    with getattr(prompts, "about", lambda path: contextlib.nullcontext())(folder / "w.json"):
+    with prompts.about(folder / "w.json"):
         prompt = prompts.to_api_format(workflow, INFO)
         prompts.apply_settings(prompt, ["EmptyImage.width=32"], folder, INFO)
         prompts.check(prompt, INFO)
@@ -621,7 +620,7 @@ def fault(name: str, number: int, folder: Path, good: dict[Path, bytes]) -> str:
         if folder.name not in told and file.name not in told:
             return f"without its file: {type(problem).__name__}: {told}"
     except TooSlow:
-        return f"took more than {MOST_SECONDS} seconds"
+        return f"took more than {MOST_SECONDS:g} seconds"
     except MemoryError:
         return "memory: MemoryError"
     except Exception as problem:
@@ -632,7 +631,7 @@ def fault(name: str, number: int, folder: Path, good: dict[Path, bytes]) -> str:
 
 
 def clear_errors(name: str) -> type[Exception]:
-    return sys.modules["lyra_prompts"].WorkflowError if name == "workflow" else getattr(files, "FileError", ValueError)
+    return sys.modules["lyra_prompts"].WorkflowError if name == "workflow" else files.FileError
 
 
 def prepared(name: str, folder: Path) -> dict[Path, bytes]:
@@ -659,9 +658,7 @@ def work(name: str, numbers: range, folder: Path, good: dict, now, told) -> None
     resource.setrlimit(resource.RLIMIT_AS, (taken + MOST_MEMORY,) * 2)
     for number in numbers:
         now.value = number
-        signal.setitimer(
-            signal.ITIMER_PROF, MOST_SECONDS
-        )  # of the processor's time, which a busy machine does not change
+        signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)  # of the processor's time, whatever else runs
         wrong = fault(name, number, folder, good)
         signal.setitimer(signal.ITIMER_PROF, 0)
         if wrong:
@@ -689,7 +686,7 @@ def faults(name: str, folder: Path, good: dict[Path, bytes]) -> list[tuple[int, 
                     child.join()
                     item = (now.value, f"the process died ({child.exitcode})")
                     numbers = range(now.value + 1, numbers.stop)
-            elif time.monotonic() - since > 12 * MOST_SECONDS:
+            elif time.monotonic() - since > HUNG:
                 child.kill()
                 child.join()
                 continue  # and its end is read
@@ -745,3 +742,38 @@ def test_a_damaged_file_is_read_or_refused_by_name(name, tmp_path, request, laun
             + "\n".join([*lines[:12], f"Make one again with {again}"]),
             pytrace=False,
         )
+
+
+def spin(folder: Path) -> None:
+    while True:
+        pass
+
+
+def refuse(folder: Path) -> None:
+    raise files.FileError("something is wrong")
+
+
+def crash(folder: Path) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children with limits of memory are made on Linux only")
+@pytest.mark.parametrize(
+    ("read", "check", "says"),
+    [
+        (lambda folder: {}["a"], None, "KeyError"),
+        (lambda folder: bytearray(3 << 30), None, "memory"),
+        (lambda folder: None, lambda value: 1 / 0, "accepted: ZeroDivisionError"),
+        (refuse, None, "without its file"),
+        (spin, None, "took more than"),
+        (crash, None, "the process died (-11)"),
+    ],
+)
+def test_every_bad_end_of_a_case_is_noticed(monkeypatch, tmp_path, read, check, says):
+    module = sys.modules[__name__]
+    monkeypatch.setattr(module, "CASES", 2)
+    monkeypatch.setattr(module, "MOST_SECONDS", 0.2)
+    monkeypatch.setitem(READERS, "bad", Reader(lambda folder: [], read, mutations.RAW, check or (lambda value: None)))
+    (tmp_path / "file").write_bytes(b"content")
+    found = faults("bad", tmp_path, {tmp_path / "file": b"content"})
+    assert [number for number, _ in found] == [FIRST, FIRST + 1] and all(told.startswith(says) for _, told in found)

@@ -456,6 +456,19 @@ def test_gaussians_at_the_edge_of_what_is_possible_are_merged():
         assert len(found) < 40 and gaussians.drawable(found).all()
 
 
+def test_gaussians_that_overflow_are_left_out_of_merging_and_do_not_end_it():
+    random = torch.Generator().manual_seed(0)
+    some = gaussians.Gaussians(
+        torch.rand(20, 3, generator=random),
+        torch.rand(20, 4, generator=random) + 0.1,
+        torch.rand(20, 3, generator=random) * 0.1,
+        torch.rand(20, generator=random),
+        torch.zeros(20, 1, 3),
+    )
+    some.scales[3] = 1e30  # its covariance is infinite, and has no axes
+    assert gaussians.drawable(gaussians.voxel_reduce(some, 2.0)).all()
+
+
 @pytest.mark.parametrize(
     "line",
     [
