@@ -143,7 +143,7 @@ class AppendFrames(Node):
         report = "\n".join(filter(None, [before, report]))
         shown = ui.PreviewText(report).as_dict()
         if save_to := named_folder(save_to, grown):
-            world_files.save(grown, types.output_folder(save_to))
+            world_files.save(grown, types.output_folder(save_to), on_chunk=types.stop_if_interrupted)
             shown["lyra2_world"] = [state_message(grown, save_to)]
         return io.NodeOutput(grown, report, ui=shown)
 

@@ -110,7 +110,7 @@ def _standing(plan: next_path.NextPath, folder: str, begun: worlds.World | None)
                 "choose the folder it was planned in, or clear the path to begin anew"
             )
         begun = worlds.rewind(begun, found[0]) if found else begun
-    world_files.save(begun, path, keep_latest=True)
+    world_files.save(begun, path, keep_latest=True, on_chunk=types.stop_if_interrupted)
     return begun
 
 

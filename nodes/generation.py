@@ -227,7 +227,7 @@ class AppendChunk(Node):
         report = "\n".join(filter(None, [before, report]))
         shown = ui.PreviewText(report).as_dict()
         if save_to := named_folder(save_to, grown):
-            world_files.save(grown, types.output_folder(save_to))
+            world_files.save(grown, types.output_folder(save_to), on_chunk=types.stop_if_interrupted)
             shown["lyra2_world"] = [state_message(grown, save_to)]
         return io.NodeOutput(grown, report, ui=shown)
 
@@ -418,10 +418,10 @@ class ExploreChunk(Node):
         }
         if save_to:
             folder = types.output_folder(save_to)
-            if made := world_files.made_before(folder, world, text, settings):
+            if made := world_files.made_before(folder, world, text, settings, types.stop_if_interrupted):
                 report += " It was made before, and is taken from the folder."
                 return io.NodeOutput(made, report, ui=ui.PreviewText(report))
-            world_files.save(world, folder)
+            world_files.save(world, folder, on_chunk=types.stop_if_interrupted)
         chunk = {"world": world, "plan": worlds.plan(world, target, retrieve, views, geometry_device(world.size))}
         prompts = [
             graph.node("CLIPTextEncode", name, clip=models["clip"], text=words).out(0)

@@ -60,7 +60,7 @@ def progress(total: int = 1, size: int = 512) -> Callable[[int, int, torch.Tenso
     return on_step
 
 
-def stop_if_interrupted() -> None:
+def stop_if_interrupted(*_done) -> None:
     """What loops call that have nothing to show."""
     throw_exception_if_processing_interrupted()
 

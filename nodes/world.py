@@ -197,6 +197,7 @@ class PreviewChunks(Node):
             device=geometry_device(world.size),
             on_frame=types.progress(len(cameras) - 1),
             afford=types.afford,
+            on_file=types.stop_if_interrupted,
             on_chunk=lambda state: save_to and types.show({"lyra2_world": [state_message(state, save_to)]}),
         )
         shown = ui.PreviewText(report).as_dict()

@@ -224,6 +224,27 @@ def test_an_interrupt_ends_whatever_takes_long_at_its_next_step(runs, pack, comf
     assert sorted(p for p in comfy_host.rglob("*")) == done
 
 
+def test_an_interrupt_ends_looking_through_the_files_of_a_long_world(pack, here, comfy_host, tmp_path, monkeypatch):
+    """A world of 40 chunks is 4.6 GB; whoever walks on in a new process looks through all of it."""
+    import comfy.model_management as host
+
+    path, name = here.path[list(range(8, -1, -1))], f"worlds/{tmp_path.name}"
+    pack.world.PreviewChunks.execute(here.world, path, 0, 4, name)
+    looked = []
+    known = pack.world.world_files.damage
+    monkeypatch.setattr(pack.world.world_files, "damage", lambda folder, entry: looked.append(entry.key) or known(folder, entry))
+    pack.world.PreviewChunks.execute(here.world, path, 0, 4, name)
+    assert len(looked) > 8
+    looked.clear()
+    host.interrupt_current_processing(True)
+    try:
+        with pytest.raises(host.InterruptProcessingException):
+            pack.world.PreviewChunks.execute(here.world, path, 0, 4, name)
+    finally:
+        host.interrupt_current_processing(False)
+    assert len(looked) == 2, "the chunk, and the first of those before it"
+
+
 TAKES_MEMORY = (
     "RetrieveHistory", "PreviewChunks", "WorldFrames", "Consistency", "DrawTrajectory", "RenderSplat", "ControlViews", "WorldVideo",
 )  # fmt: skip

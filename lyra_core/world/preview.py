@@ -90,18 +90,20 @@ def explore(
     on_frame: Callable[[int, int, Tensor | None], None] = lambda done, total, image: None,
     on_chunk: Callable[[World], None] = lambda world: None,
     afford: Callable[[int, str], None] = lambda needed, what: None,
+    on_file: Callable[[int, int], None] = lambda done, total: None,
 ) -> World:
     """The world grown along a trajectory whose first camera is where it stands.
 
     `count` past frames at most help with each chunk (0: only the newest). `prompts(chunk)` is kept with each chunk. With a
     `folder` the world is saved there after every chunk, and chunks that were already made there in the same way are taken
     from it instead of made again, so an interrupted exploration goes on where it was. `on_chunk` is given the world after
-    every chunk, `afford` the bytes that the rest of the walk takes, before a chunk is made.
+    every chunk, `afford` the bytes that the rest of the walk takes, before a chunk is made; `on_file(done, total)` is called
+    for every file of the folder that is looked through.
     """
     target, _ = continuation(world, trajectory)
     for index, cameras in enumerate(in_chunks(target, chunk_frames)):
         settings = {"generator": "geometry preview", "retrieved": count, "path": fingerprint(cameras)}
-        grown = world_files.made_before(folder, world, prompts(index), settings) if folder is not None else None
+        grown = None if folder is None else world_files.made_before(folder, world, prompts(index), settings, on_file)
         if grown is not None:
             on_frame((index + 1) * chunk_frames, len(target), grown.frame(len(grown) - 1))
         else:
@@ -115,7 +117,7 @@ def explore(
                 world, chunk_plan, preview.frames, preview.invented, preview.depths, prompts(index), settings
             )
         if folder is not None:
-            world_files.save(grown, folder)
+            world_files.save(grown, folder, on_chunk=on_file)
         on_chunk(grown)
         world = grown
     return world

@@ -423,10 +423,13 @@ def continuing(folder: Path, world: World) -> list[Entry]:
     return [e for e in read_manifest(folder).values() if e.parent == world.key]
 
 
-def made_before(folder: Path, world: World, prompt: str, settings: Mapping) -> World | None:
+def made_before(
+    folder: Path, world: World, prompt: str, settings: Mapping, on_chunk: Callable[[int, int], None] = lambda done, total: None
+) -> World | None:
     """The world one chunk on, if this very chunk was made in that folder before and its file is whole.
 
-    Files of the chunks before it that were lost or damaged are written again.
+    Files of the chunks before it that were lost or damaged are written again. `on_chunk(done, total)` is called for each
+    file that is looked through.
     """
     folder = Path(folder)
     for entry in continuing(folder, world):
@@ -438,9 +441,12 @@ def made_before(folder: Path, world: World, prompt: str, settings: Mapping) -> W
                 continue  # it will be made again
             grown = World(world.first, (*world.chunks, chunk), world.memory.remember(*keyframes))
             if grown.key == entry.key:
-                by_key = read_manifest(folder)
-                if any(damage(folder, before) for before in _ancestry(by_key, entry.key, folder)):
-                    save(grown, folder, keep_latest=True)
+                chain = _ancestry(read_manifest(folder), entry.key, folder)
+                for done, before in enumerate(chain, 1):
+                    if damage(folder, before):
+                        save(grown, folder, keep_latest=True, on_chunk=on_chunk)
+                        break
+                    on_chunk(done, len(chain))
                 return grown
     return None
 
