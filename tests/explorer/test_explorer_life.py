@@ -132,13 +132,12 @@ def test_the_path_survives_undo_copies_subgraphs_tabs_and_the_other_frontend(pag
     page.use(vue)
 
 
-@pytest.mark.parametrize("language", ["zh", "ja"])
-def test_a_fresh_page_asks_for_little_until_the_first_points_and_speaks_its_language(page_module, browser, server, graph, saved, project, language):
+def test_a_fresh_page_asks_for_little_until_the_first_points_and_speaks_its_language(page_module, browser, server, graph, saved, project):
     saved("value")
-    texts = json.loads((project / "js" / "texts" / f"{language}.json").read_text(encoding="utf-8"))
+    texts = {name: json.loads((project / "js" / "texts" / f"{name}.json").read_text(encoding="utf-8")) for name in ("zh", "ja")}
     page = page_module.ExplorerPage(browser, server)
     try:
-        page.speak(language)
+        page.speak("zh")
         page.use(False)
         assert [request.url.rsplit("/", 1)[1] for request in page.asked()] == ["lyra2.js"], "nothing else until a view is seen"
         page.requests.clear()
@@ -147,12 +146,18 @@ def test_a_fresh_page_asks_for_little_until_the_first_points_and_speaks_its_lang
         asked = page.asked()
         assert len(asked) <= 6, [request.url for request in asked]
         assert sum(request.sizes()["responseBodySize"] for request in asked) <= 1e6
-        page.focus()
-        page.press("2")
-        page.wait("x.panel === 'path'")
-        assert page.x("x.panels.growButton.textContent") == texts["grow"] and page.x("x.panels.sink.ariaLabel") == texts["view3d"]
-        assert texts["starts"] in page.x("x.panels.panel.textContent")
-        page.shot(f"speaks_{language}")
+        for language in ("zh", "ja"):
+            if language == "ja":
+                page.speak("ja")
+                page.load(graph("worlds/value"))
+                page.standing()
+            page.focus()
+            page.press("2")
+            page.wait("x.panel === 'path'")
+            assert page.x("x.panels.growButton.textContent") == texts[language]["grow"]
+            assert page.x("x.panels.sink.ariaLabel") == texts[language]["view3d"]
+            assert texts[language]["starts"] in page.x("x.panels.panel.textContent")
+            page.shot(f"speaks_{language}")
         assert page.errors == []
     finally:
         page.tab.evaluate("() => window.app.extensionManager.setting.set('Comfy.Locale', 'en')")
