@@ -22,6 +22,20 @@ FLAGS = [
     "--js-flags=--expose-gc",
 ]
 FIRST, MODULES = "/extensions/{pack}/lyra2.js", "/extensions/{pack}/{name}.mjs"
+CYCLE = """
+    window.alive ??= []; const [kind, times] = given; const nodes = []; const count = () => document.getElementsByTagName('*').length;
+    const settle = () => new Promise(done => setTimeout(done, 60));
+    // in functions of their own: a suspended one keeps what was in its registers, the last node too
+    const note = () => page.explorers.forEach(made => window.alive.some(ref => ref.deref() === made) || window.alive.push(new WeakRef(made)));
+    const cycle = async () => {
+        const node = LiteGraph.createNode(kind); node.pos = [900, 700]; app.graph.add(node); await settle();
+        note();
+        app.graph.remove(node);
+    };
+    for (let i = 0; i < times; i++) await cycle();
+    const left = () => window.alive.map(ref => ref.deref()).filter(made => made && !page.explorers.has(made)).length;
+    for (let i = 0; i < 100 && (i < 6 || left()); i++) { gc(); await settle(); }
+    return left();"""
 PATIENCE = 90  # seconds; a page that is drawn by a busy CPU can lag that far behind
 
 
@@ -137,6 +151,31 @@ class ExplorerPage:
             scale,
         )
         self.tab.wait_for_selector(".lyra2 .view", timeout=1000 * PATIENCE)
+
+    def add_explorers(self, count: int) -> None:
+        """More nodes beside the first one, and waits until each shows its view."""
+        self.js(
+            "const first = app.graph._nodes.find(n => n.type === 'Lyra2Explorer');"
+            " for (let i = 0; i < given[0]; i++) { const node = LiteGraph.createNode('Lyra2Explorer');"
+            " node.pos = [first.pos[0] + 30 * i, first.pos[1] + 20 * i]; app.graph.add(node); }",
+            count,
+        )
+        self.tab.wait_for_function("n => document.querySelectorAll('.lyra2').length === n", arg=count + 1, timeout=1000 * PATIENCE)
+
+    def contexts(self) -> int:
+        return self.tab.evaluate("() => document.querySelectorAll('canvas.lyra2-stage').length")
+
+    def cycle(self, kind: str, times: int) -> int:
+        """Adds and removes a node so often; how many Explorers that are not on the page live on."""
+        return self.js(CYCLE, kind, times)
+
+    def dom_nodes(self) -> int:
+        """All that live, on the page or not."""
+        session = self.tab.context.new_cdp_session(self.tab)
+        session.send("HeapProfiler.collectGarbage")
+        nodes = session.send("Memory.getDOMCounters")["nodes"]
+        session.detach()
+        return nodes
 
     def chunks(self, name: str) -> list[dict]:
         """Of worlds/NAME, as its manifest has them."""

@@ -128,7 +128,7 @@ def test_the_path_survives_undo_copies_subgraphs_tabs_and_the_other_frontend(pag
     page.use(not vue)
     page.wait(f"x?.textWidget?.value === {json.dumps(text)}")
     page.standing()
-    assert page.tab.evaluate("() => document.querySelectorAll('canvas.lyra2-stage').length") == 1
+    assert page.contexts() == 1
     page.use(vue)
 
 
@@ -210,7 +210,7 @@ def test_tabs_and_twenty_loads_of_a_graph_refetch_nothing_and_leave_one_explorer
         " for (let i = 0; i < 100 && (i < 6 || left()); i++) { gc(); await new Promise(done => setTimeout(done, 60)); } return left();"
     )
     assert left == 0 and page.js("return page.explorers.size;") == 1
-    assert page.tab.evaluate("() => document.querySelectorAll('canvas.lyra2-stage').length") == 1
+    assert page.contexts() == 1
 
 
 def test_a_text_that_is_no_path_survives_and_is_said(page, graph, saved):
@@ -299,31 +299,10 @@ def test_one_context_for_twenty_nodes_and_the_same_picture_after_it_was_lost(pag
     page.wait("!x.stage.raf && !x.stage.drawing()")
     after = page.js(sharpness)
     assert after == pytest.approx(before, rel=0.01), f"{before} before, {after} after"
-    page.js(
-        "const first = app.graph._nodes.find(n => n.type === 'Lyra2Explorer');"
-        " for (let i = 0; i < 19; i++) { const node = LiteGraph.createNode('Lyra2Explorer');"
-        " node.pos = [first.pos[0] + 30 * i, first.pos[1] + 20 * i]; app.graph.add(node); }"
-    )
-    page.tab.wait_for_function("() => document.querySelectorAll('.lyra2').length === 20", timeout=90_000)
+    page.add_explorers(19)
     page.tab.wait_for_timeout(500)
-    assert page.tab.evaluate("() => document.querySelectorAll('canvas.lyra2-stage').length") <= 1
+    assert page.contexts() <= 1
     page.js("for (const node of app.graph._nodes.filter(n => n.type === 'Lyra2Explorer').slice(1)) app.graph.remove(node);")
-
-
-GARBAGE = """
-    window.alive ??= []; const [kind, times] = given; const nodes = []; const count = () => document.getElementsByTagName('*').length;
-    const settle = () => new Promise(done => setTimeout(done, 60));
-    // in functions of their own: a suspended one keeps what was in its registers, the last node too
-    const note = () => page.explorers.forEach(made => window.alive.some(ref => ref.deref() === made) || window.alive.push(new WeakRef(made)));
-    const cycle = async () => {
-        const node = LiteGraph.createNode(kind); node.pos = [900, 700]; app.graph.add(node); await settle();
-        note();
-        app.graph.remove(node);
-    };
-    for (let i = 0; i < times; i++) await cycle();
-    const left = () => window.alive.map(ref => ref.deref()).filter(made => made && !page.explorers.has(made)).length;
-    for (let i = 0; i < 100 && (i < 6 || left()); i++) { gc(); await settle(); }
-    return left();"""
 
 
 @pytest.mark.parametrize(
@@ -337,20 +316,14 @@ def test_explorers_that_came_and_went_are_gone(page, graph, saved, vue, other, t
     page.load(graph("worlds/value", grows=False))
     page.standing()
     page.js("const n = app.graph._nodes.find(n => n.type === 'Lyra2Explorer'); app.canvas.ds.scale = 0.5; app.canvas.ds.offset = [-400, 60];")
-    session = page.tab.context.new_cdp_session(page.tab)
-
-    def nodes() -> int:
-        session.send("HeapProfiler.collectGarbage")
-        return session.send("Memory.getDOMCounters")["nodes"]
-
-    page.js(GARBAGE, "Lyra2Explorer", 2)
+    page.cycle("Lyra2Explorer", 2)
     cost = {}
     for kind, cycles in ((other, max(12, times // 2)), ("Lyra2Explorer", times)):
-        before = nodes()
-        alive = page.js(GARBAGE, kind, cycles)
-        cost[kind] = (nodes() - before) / cycles
+        before = page.dom_nodes()
+        alive = page.cycle(kind, cycles)
+        cost[kind] = (page.dom_nodes() - before) / cycles
     print(f"\nDOM nodes a cycle, {'nodes 2.0' if vue else 'classic'}: {cost}; Explorers alive after GC that are not on the page: {alive}")
     assert alive == 0
     assert cost["Lyra2Explorer"] <= more(cost[other])
     page.use(False)
-    assert page.tab.evaluate("() => document.querySelectorAll('canvas.lyra2-stage').length") <= 1
+    assert page.contexts() <= 1

@@ -91,17 +91,18 @@ def measured(page, tools, server) -> Iterator[Result]:
     page.use(False)
     page.load(graph)
     page.begin()
-    requests = []
-    page.tab.on("request", lambda request: requests.append(request))
+    page.requests.clear()
     page.tab.reload()
     page.ready()
     page.use(False)
-    ours = [r.url for r in requests if "LyraWorlds" in r.url or "/lyra2/" in r.url]
-    yield Result("explorer page: requests at start", str(len(ours)), "<= 1", len(ours) <= 1)
-    requests.clear()
+    ours = [r.url for r in page.asked()]
+    first = len(urllib.request.urlopen(ours[0], timeout=60).read())
+    what = f"{len(ours)}, {first / 1e3:.1f} kB"
+    yield Result("explorer page: requests at start", what, "1, <= 12 kB", len(ours) == 1 and first <= 12e3)
+    page.requests.clear()
     page.load(graph)
     page.standing()
-    asked = [r for r in requests if ("LyraWorlds" in r.url or "/lyra2/" in r.url) and r.method == "GET"]
+    asked = page.asked()
     sizes = {r.url: on_the_wire(r.url) for r in asked}
     yield Result("explorer page: requests until the first points", str(len(asked)), "<= 6", len(asked) <= 6)
     yield Result("explorer page: bytes until then", f"{sum(sizes.values()) / 1e6:.2f} MB", "<= 1 MB", sum(sizes.values()) <= 1e6)
@@ -114,7 +115,46 @@ def measured(page, tools, server) -> Iterator[Result]:
     live = page.js(LIVE)
     what = f"explorer page: a change of 10 keys, path and numbers of {live['points']:.0f} points"
     yield Result(what, f"{live['whole']:.0f} ms, coverage and clearance {live['numbers']:.0f} ms", "<= 30 ms", live["whole"] <= 30)
+    yield from grown(page)
     yield from many(page)
+    yield from life(page, graph)
+
+
+def grown(page) -> Iterator[Result]:
+    """What the page fetches of a chunk that was grown."""
+    page.js("x.settings.chunks = 1; x.setKeys([{ R: [0, 0, 0, 1], T: [0.1, 0, 0.4], fov: 40 }]);")
+    page.wait("x.settled?.retrieved")
+    page.requests.clear()
+    page.js("await x.startGrowing();")
+    page.wait("x.world.chain.length === 2 && !x.grow.busy && x.blockKeys.length === 2")
+    fetched = [r for r in page.asked() if r.method == "GET"]
+    size = sum(r.sizes()["responseBodySize"] for r in fetched)
+    yield Result("explorer page: a grown chunk", f"{len(fetched)} requests, {size / 1e6:.2f} MB", "2, <= 0.4 MB", len(fetched) == 2 and size <= 0.4e6)
+
+
+def life(page, graph: dict) -> Iterator[Result]:
+    """Twenty nodes at once, and fifty that came and went, in the classic canvas; a tenth of them in Nodes 2.0."""
+    page.load(graph)
+    page.standing()
+    page.add_explorers(19)
+    contexts = page.contexts()
+    yield Result("explorer page: WebGL contexts with 20 nodes", str(contexts), "1", contexts == 1)
+    for vue, cycles, other, bar in ((False, 50, "CLIPTextEncode", "<= {:.0f} + 4"), (True, 12, "Lyra2PreviewChunks", "<= 1.5 x {:.0f}")):
+        page.use(vue)
+        page.load(graph)
+        page.standing()
+        page.cycle("Lyra2Explorer", 2)
+        cost = {}
+        for kind in (other, "Lyra2Explorer"):
+            before = page.dom_nodes()
+            alive = page.cycle(kind, cycles)
+            cost[kind] = (page.dom_nodes() - before) / cycles
+        name = "Nodes 2.0" if vue else "classic"
+        yield Result(f"explorer page: Explorers alive of {cycles} that came and went, {name}", str(alive), "0", alive == 0)
+        most = 1.5 * cost[other] if vue else cost[other] + 4
+        what = f"explorer page: DOM nodes that a cycle leaves, {name} ({other}: {cost[other]:.0f})"
+        yield Result(what, f"{cost['Lyra2Explorer']:.0f}", bar.format(cost[other]), cost["Lyra2Explorer"] <= most)
+    page.use(False)
 
 
 def on_the_wire(url: str) -> int:
@@ -142,5 +182,3 @@ def many(page) -> Iterator[Result]:
     what = f"explorer page: a frame while moving among a million points ({moving['drawn']} drawn), over that of 100,000"
     yield Result(what, f"{ratio:.2f} times", "<= 1.5", ratio <= 1.5)
     yield Result("explorer page: all points are back after stopping", f"{back / 1000:.1f} s", "<= 3 s", back <= 3000)
-    contexts = page.tab.evaluate("() => document.querySelectorAll('canvas.lyra2-stage').length")
-    yield Result("explorer page: WebGL contexts", str(contexts), "1", contexts == 1)
