@@ -13,11 +13,15 @@ const opened = new Map();
 const handed = new Map();
 
 let explorers = null;       // the module, once it is loaded
-/** All of js/ as one module, with its texts in the page's language: the browser asks each time whether its own is still right. */
-export const load = async () => {
+let loading = null;
+/** All of js/ as one module, in the language that the page had first: two of them would each have a stage. */
+export const load = () => (loading ??= (async () => {
     const language = String(app.extensionManager?.setting?.get?.("Comfy.Locale") ?? navigator.language ?? "en").slice(0, 2).toLowerCase();
     return (explorers = await import(api.fileURL(`/lyra2/page/${language}.mjs`)));
-};
+})().catch((error) => {
+    loading = null;
+    throw error;
+}));
 
 function widgetOf(node, name) {
     return node.widgets?.find((widget) => widget.name === name);

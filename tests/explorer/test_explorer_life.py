@@ -148,6 +148,8 @@ def test_a_fresh_page_asks_for_little_until_the_first_points_and_speaks_its_lang
         assert sum(request.sizes()["responseBodySize"] for request in asked) <= 1e6
         for language in ("zh", "ja"):
             if language == "ja":
+                page.tab.evaluate("() => window.app.extensionManager.setting.set('Comfy.Locale', 'ja')")
+                assert page.js("return page.explorers.size;") == 1, "until it is loaded again, a page has one set of modules"
                 page.speak("ja")
                 page.load(graph("worlds/value"))
                 page.standing()
