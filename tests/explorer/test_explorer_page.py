@@ -281,7 +281,7 @@ def test_stop_ends_a_run_within_a_step_and_an_error_is_said_with_its_node(page_m
     page.load(page_module.painted(graphs, object_info, "worlds/stopped", steps=1000))
     page.begin()
     page.js("x.settings.chunks = 1; x.setKeys([{ R: [0, 0, 0, 1], T: [0.2, 0, 0.2], fov: x.standing.fov }]); await x.startGrowing();")
-    page.wait("x.grow.state === 'running' && x.grow.progress.stage === 'sample' && x.grow.progress.step > 0", 180)
+    page.wait("x.grow.state === 'running' && x.grow.progress.stage === 'sample' && x.grow.progress.step > 0", 600)
     page.js("await x.grow.stop();")
     stopped = time.monotonic()
     while server.get("/queue")["queue_running"]:
@@ -293,7 +293,7 @@ def test_stop_ends_a_run_within_a_step_and_an_error_is_said_with_its_node(page_m
     assert len(page.chunks("stopped")) == 1
     # 40 frames are no whole chunk of the transformer
     page.js("x.aim = function () { this.chunkFrames = 40; }; x.settings.chunks = 1; x.commit(); await x.startGrowing();")
-    page.wait("x.grow.state === 'failed' && !x.refreshing", 120)
+    page.wait("x.grow.state === 'failed' && !x.refreshing", 600)
     said = page.x("x.panels.status.textContent")
     assert "Lyra 2 Explore" in said and "80" in said, said
     assert page.x("x.panels.growButton.textContent") == "Retry"
