@@ -460,3 +460,9 @@ def test_an_archive_of_the_host_is_unpacked_without_links(launcher, tmp_path, mo
     launcher.unpack_host(tmp_path / "host" / "staging")
     found = {file.relative_to(tmp_path / "host").as_posix() for file in (tmp_path / "host").rglob("*") if not file.is_dir()}
     assert found == {"staging/main.py", "staging/comfy/a.py"}
+
+
+def test_every_bench_is_found_by_its_name(project):
+    program = "import bench, host; host.boot(); [bench.bench(name) for name in bench.NAMES]"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=project / "tools", capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-1000:]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
+import graphs  # noqa: F401  for benches/explorer_page.py: host.boot() takes this folder off the path
 import host
 from benches import Result
 
