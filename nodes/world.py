@@ -158,7 +158,7 @@ class PreviewChunks(Node):
             search_aliases=["walk", "explore"],
             is_output_node=True,
             description="Walks through the world by its geometry alone, without any weights: what was seen is looked up, what was not is "
-            "continued softly and marked as invented. Any machine; a draft of what Lyra 2 will paint.",
+            "continued by example and marked as invented. Any machine; a draft of what Lyra 2 will paint.",
             inputs=[
                 types.World.Input("world"),
                 _trajectory_input(),

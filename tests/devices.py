@@ -20,7 +20,7 @@ from lyra_core.cameras import camera, camera_path, presets, trajectory
 from lyra_core.conditioning import correspondence, framepack, schedules
 from lyra_core.memory import depth, depth_alignment, patches, retrieval, warp
 from lyra_core.splats import alignment, gaussian_adapter, gaussians, rasterize
-from lyra_core.world import caption, control, preview
+from lyra_core.world import caption, control, made_up, preview
 from lyra_core.world import world as worlds
 
 SIZE = (48, 64)
@@ -235,7 +235,7 @@ CASES = {
         "remembered_sources": _sources,
         "look_up": lambda s: preview.look_up(_sources(s), s.target[7]),
         "surface_depth": lambda s: preview.surface_depth(_sources(s), s.target[7]),
-        "continued": lambda s: preview.continued(s.photo, s.depth, s.depth > 2),
+        "continued": lambda s: made_up.continued(s.photo, s.depth, s.depth > 2),
     },
     "world.world": {
         "begin": lambda s: worlds.begin(s.photo, s.depth, s.start),

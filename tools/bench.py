@@ -22,7 +22,7 @@ MODULES = {
     "recon": ("recon",),
     "explorer": ("explorer",),
     "gpu": ("gpu",),
-    "photos": ("consistency", "views"),
+    "photos": ("fill", "consistency", "views"),
     "writers": ("writers",),
 }
 NAMES = [name for names in MODULES.values() for name in names]

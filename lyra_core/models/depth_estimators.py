@@ -21,7 +21,7 @@ from ..memory.depth_alignment import Estimate, stretched, to_one_scale
 from ..memory.resampling import prepared
 from ..splats.alignment import seen_from_first
 from ..splats.reconstruct import FARTHEST_SKY, SKY, SKY_QUANTILE
-from ..world.preview import continued
+from ..world.made_up import continued
 from .da3_gaussians import CAMERA_HEADS, Da3Gaussians, OnStep
 
 log = logging.getLogger(__name__)

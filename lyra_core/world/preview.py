@@ -3,10 +3,11 @@
 Each frame is looked up in the memory instead of being painted. Remembered points give its depth; every pixel is then
 traced back into the past frames that show the same surface, oldest first, because those were resampled least. What no
 frame shows is made up: holes behind silhouettes continue the farther side, what lies beyond the photo continues its
-nearest pixels, softer with distance.
+planes, with texture that looks like the photo's (see made_up.py).
 
 Frames of a chunk are made coarse to fine (the last, the middle, the quarters, ...), and the keyframes among them become
-sources at once, so that what is made up in one frame stays where it is in all others.
+sources at once, so that what is made up in one frame stays where it is in all others. Only keyframes are filled by example;
+the slivers that no keyframe shows are carried on softly.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ..cameras.camera import Cameras
 from ..memory.depth import sharpened
 from ..memory.patches import Patches, draw, merge, patches
 from . import world_files
+from .made_up import beyond, by_example, continued, deep, sample, softly
 from .world import (
     CHUNK_FRAMES,
     KEYFRAME_STRIDE,
@@ -42,8 +42,9 @@ from .world import (
 VIEWS = 3  # target cameras per chunk that past frames are retrieved for: also what is only seen on the way
 
 AGREEMENT = 0.04  # relative disparity by which two views of the same surface may differ
-SOFTNESS = 2.0  # pixels away at which what is made up is blurred over two pixels; twice that, over four; ...
-NEIGHBOURS = 3  # frames of the running chunk that a new one looks back to, nearest first
+NEIGHBOURS = 3  # frames of the running chunk that a new one looks back to in any case, the nearest
+TELLING = 0.005  # share of new pixels from which on all frames of the chunk look back to one
+PUSHES, PUSH = 24, 1.15  # how often, and times how far each time, what is made up is moved out of what was looked through
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def explore(
     """
     target, _ = continuation(world, trajectory)
     for index, cameras in enumerate(in_chunks(target, chunk_frames)):
-        settings = {"generator": "geometry preview", "retrieved": count, "path": fingerprint(cameras)}
+        settings = {"generator": "geometry preview", "retrieved": count, "filled": "by example", "path": fingerprint(cameras)}
         grown = None if folder is None else world_files.made_before(folder, world, prompts(index), settings, on_file)
         if grown is not None:
             on_frame((index + 1) * chunk_frames, len(target), grown.frame(len(grown) - 1))
@@ -148,17 +149,22 @@ def generate(
     sources = remembered_sources(world, plan, device)
     cameras = plan.target.to(sources[0].depth.device)
     fresh: dict[int, Source] = {}
+    telling: set[int] = set()
     for done, index in enumerate(coarse_to_fine(plan)):
-        near = sorted(sorted(fresh, key=lambda i: abs(i - index))[:NEIGHBOURS])
+        near = sorted(fresh, key=lambda i: abs(i - index))[:NEIGHBOURS]
         camera = cameras[index]
-        look = look_up([*sources, *(fresh[i] for i in near)], camera)
+        # first those that were made first: others look back to them
+        known = [*sources, *(made for i, made in fresh.items() if i in near or i in telling)]
+        look, frame = look_up(known, camera), plan.first_frame + index
+        if frame in keyframes:
+            look = filled(look, camera, known, seed=frame)
         frames[index], invented[index] = to_uint8(look.image), look.invented.cpu()
-        frame = plan.first_frame + index
         if frame in keyframes:
             depths[frame] = look.depth.cpu()
             earlier = [*sources, *fresh.values()]
             image = to_float(frames[index]).to(look.depth.device)
             fresh[index] = _source(image, look.invented, look.depth, camera, earlier)
+            telling |= {index} if fresh[index].new.float().mean() > TELLING else set()
         on_frame(done + 1, count, frames[index])
     return Preview(frames, invented, depths)
 
@@ -224,8 +230,46 @@ def look_up(sources: list[Source], camera: Cameras, make_up: bool = True) -> Loo
         depth[~found] = continued(depth[..., None], depth, found)[:, 0]
         _find(sources, camera, depth, image, invented, found)
         if make_up and not found.all():
-            image[~found] = _made_up(image, depth, found)
+            image[~found] = softly(image, depth, found)
     return Look(image, invented, depth, found)
+
+
+def filled(look: Look, camera: Cameras, sources: list[Source], seed: int) -> Look:
+    """A look-up with texture where it made up its pixels softly, on planes that go on. Same seed, same pixels.
+
+    Where such a plane, or what lies behind what a source looked through, is shown by a source after all, it is taken from there.
+    """
+    if not look.found.any() or not deep(~look.found):
+        return look
+    device, cpu = look.depth.device, torch.device("cpu")
+    surfaces = beyond(look.depth.to(cpu), look.found.to(cpu), seed)
+    depth = _out_of_sight(surfaces.depth.to(device), ~look.found, camera, sources)
+    image, invented, found = look.image.clone(), look.invented.clone(), look.found.clone()
+    _find(sources, camera, depth, image, invented, found)
+    if not found.all():
+        image = by_example(image.to(cpu), found.to(cpu), surfaces, camera.to(cpu), seed).to(device)
+    return Look(image, invented, depth, found)
+
+
+def _out_of_sight(depth: Tensor, hole: Tensor, camera: Cameras, sources: list[Source]) -> Tensor:
+    """A depth (H, W) whose hole (H, W) is pushed back where a source saw something known behind it: there is nothing there.
+
+    A pixel stays where it is if a source looked through all that it could show.
+    """
+    before, depth, left = depth, depth.clone(), hole.view(-1).nonzero()[:, 0]
+    for _ in range(PUSHES):
+        points = _lifted(depth, camera, left)
+        through = torch.zeros_like(left, dtype=torch.bool)
+        for source in sources:
+            which, expected, nearest, _, _ = _inside(points, source)
+            seen, known = source.disparity.view(-1)[nearest], ~source.invented.view(-1)[nearest]
+            through[which[known & (seen > 0) & (seen < (1 - AGREEMENT) * expected)]] = True
+        left = left[through]
+        if not len(left):
+            break
+        depth.view(-1)[left] *= PUSH
+    depth.view(-1)[left] = before.view(-1)[left]
+    return depth
 
 
 def surface_depth(sources: list[Source], camera: Cameras) -> Tensor:
@@ -267,6 +311,20 @@ def _trace(points: Tensor, source: Source) -> tuple[Tensor, Tensor, Tensor]:
     Returns which (M,) are shown (inside the picture and on the surface that is there), their colours (M, 3) and whether
     those were made up (M,).
     """
+    which, expected, nearest, u, v = _inside(points, source)
+    # disparity is linear on planes, so interpolating it is exact on them; across a silhouette it matches neither side,
+    # and the nearest pixel decides
+    smooth = sample(source.disparity[..., None], u, v)[:, 0]
+    limit = AGREEMENT * expected
+    agrees = (smooth - expected).abs() < limit
+    agrees |= (source.disparity.view(-1)[nearest] - expected).abs() < limit
+    agrees = agrees.nonzero()[:, 0]
+    colours = sample(source.image, u[agrees], v[agrees])
+    return which[agrees], colours, source.invented.view(-1)[nearest[agrees]]
+
+
+def _inside(points: Tensor, source: Source) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Which (M,) of world points (3, N) lie in a source's picture, their disparity there, nearest pixel, and place u, v."""
     height, width = source.depth.shape
     w2c, K = source.camera.w2c[0], source.camera.K[0]
     x, y, z = (K @ w2c[:3, :3]) @ points + (K @ w2c[:3, 3:])
@@ -274,85 +332,4 @@ def _trace(points: Tensor, source: Source) -> tuple[Tensor, Tensor, Tensor]:
     inside = (z > 0) & (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
     which = inside.nonzero()[:, 0]
     u, v, expected = u[which].clamp_(0, width - 1), v[which].clamp_(0, height - 1), 1 / z[which]
-    # disparity is linear on planes, so interpolating it is exact on them; across a silhouette it matches neither side,
-    # and the nearest pixel decides
-    smooth = _sample(source.disparity[..., None], u, v)[:, 0]
-    nearest = v.round().long() * width + u.round().long()
-    limit = AGREEMENT * expected
-    agrees = (smooth - expected).abs() < limit
-    agrees |= (source.disparity.view(-1)[nearest] - expected).abs() < limit
-    agrees = agrees.nonzero()[:, 0]
-    colours = _sample(source.image, u[agrees], v[agrees])
-    return which[agrees], colours, source.invented.view(-1)[nearest[agrees]]
-
-
-def _sample(image: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Bilinear lookup (N, C) in an image (H, W, C) at pixels u, v inside it."""
-    height, width = image.shape[:2]
-    grid = torch.stack([u * (2 / (width - 1)) - 1, v * (2 / (height - 1)) - 1], -1)[None, None]
-    return F.grid_sample(image.permute(2, 0, 1)[None], grid, align_corners=True, padding_mode="border")[0, :, 0].T
-
-
-# --------------------------------------------------------------------------------------------------------- making it up
-
-
-def _made_up(image: Tensor, depth: Tensor, known: Tensor) -> Tensor:
-    """Colours (M, 3) for the M pixels that are not known: their surroundings, blurred more the farther away those are."""
-    holes = (~known).nonzero()
-    filled = image.clone()
-    filled[~known] = continued(image, depth, known)
-    pyramid = [filled]
-    while min(pyramid[-1].shape[:2]) > 4:
-        coarser = F.avg_pool2d(pyramid[-1].permute(2, 0, 1)[None], 2, ceil_mode=True, count_include_pad=False)
-        pyramid.append(coarser[0].permute(1, 2, 0))
-    distance = torch.from_numpy(distance_transform_edt(~known.cpu().numpy())).to(image)[~known]
-    level = torch.log2(1 + distance / SOFTNESS).clamp(max=len(pyramid) - 1)
-    result = image.new_zeros(len(holes), 3)
-    for i, coarse in enumerate(pyramid):
-        share = (1 - (level - i).abs()).clamp_min(0)
-        wanted = share > 0
-        v, u = ((holes[wanted] + 0.5) / 2**i - 0.5).unbind(1)
-        u, v = u.clamp(0, coarse.shape[1] - 1), v.clamp(0, coarse.shape[0] - 1)
-        result[wanted] += share[wanted, None] * _sample(coarse, u, v)
-    return result
-
-
-def continued(values: Tensor, depth: Tensor, known: Tensor, farther: float = 6.0) -> Tensor:
-    """Values (H, W, C) carried to the M unknown pixels (M, C) from the nearest known ones left, right, above and below.
-
-    Near ones count more; of two on opposite sides the one that lies deeper counts far more, because behind a silhouette
-    only the background continues.
-    """
-    row, column = (~known).nonzero().unbind(1)
-    carried = torch.cat([values, depth[..., None]], -1)  # the depth travels along
-    total, weights = values.new_zeros(len(row), carried.shape[-1]), values.new_zeros(len(row))
-    for axis in (0, 1):
-        sides = [_nearest_known(known, row, column, axis, step) for step in (1, -1)]
-        depths = [torch.where(there, depth[r, c], 0.0) for r, c, there in sides]
-        deeper = torch.maximum(*depths).clamp_min(1e-9)
-        for (r, c, there), its_depth in zip(sides, depths, strict=True):
-            away = ((r - row).abs() + (c - column).abs()).float()
-            weight = torch.where(there, (its_depth / deeper) ** farther / (away + 0.5) ** 2, 0.0)
-            total += weight[:, None] * carried[r, c]
-            weights += weight
-    reached = weights > 0
-    total /= weights.clamp_min(1e-30)[:, None]
-    if not reached.all():
-        # corners, whose row and column hold nothing known, continue what has just been carried beside them
-        wider = known.clone()
-        carried[row, column], wider[row, column] = total, reached
-        total[~reached, :-1] = continued(carried[..., :-1], carried[..., -1], wider, farther)
-    return total[:, :-1]
-
-
-def _nearest_known(known: Tensor, row: Tensor, column: Tensor, axis: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column of the first known pixel before (step 1) or after (-1) each given one along an axis, and if there is."""
-    seen = known if step == 1 else known.flip(axis)
-    count = known.shape[axis]
-    index = torch.arange(count, dtype=torch.int32, device=known.device)
-    last = torch.where(seen, index[:, None] if axis == 0 else index, -1).cummax(axis).values
-    where = (row, column)[axis] if step == 1 else count - 1 - (row, column)[axis]
-    found = (last[where, column] if axis == 0 else last[row, where]).long()
-    there = found >= 0
-    found = found.clamp_min(0) if step == 1 else count - 1 - found.clamp_min(0)
-    return (found, column, there) if axis == 0 else (row, found, there)
+    return which, expected, v.round().long() * width + u.round().long(), u, v

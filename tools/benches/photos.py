@@ -1,4 +1,4 @@
-"""What photos become in the geometry preview: how well a walk holds together, and what retrieving for more cameras finds.
+"""What photos become in the geometry preview: how a walk holds together, what is made up beyond the photo, which frames are found.
 
 The photos are the pictures that the command is given, or those in a folder that it is given; without, the demo's room.
 """
@@ -20,7 +20,9 @@ from lyra_core.cameras.camera import Cameras
 from lyra_core.cameras.presets import preset
 from lyra_core.memory.depth import assumed_lens
 from lyra_core.memory.layout import automatic
-from lyra_core.world import consistency, preview
+from lyra_core.metrics import textures
+from lyra_core.metrics.pictures import psnr
+from lyra_core.world import consistency, made_up, preview
 from lyra_core.world.world import CHUNK_FRAMES, World, append, begin, in_chunks, plan
 
 from . import Result
@@ -129,4 +131,40 @@ def _found(world: World, path: Cameras) -> dict[int, list[float]]:
     return shares
 
 
-BENCHES = {"consistency": bench_consistency, "views": bench_views}
+# ------------------------------------------------------------------------------------------------------- what is made up
+
+WHOLE, HIDDEN = (480, 832), 1 / 8  # pixels, height first; of each side: in all a quarter of the width and of the height
+
+
+def bench_fill() -> Iterator[Result]:
+    """Photos whose border is hidden: how like the real one is what is made up?"""
+    for photo in photos(WHOLE):
+        known = torch.zeros(WHOLE, dtype=torch.bool)
+        known[tuple(slice(round(side * HIDDEN), round(side * (1 - HIDDEN))) for side in WHOLE)] = True
+        depth = torch.where(known, photo.depth, 0.0)
+        depth[~known] = made_up.continued(depth[..., None], depth, known)[:, 0]
+        soft = torch.where(known[..., None], photo.image, 0.0)
+        soft[~known] = made_up.softly(soft, depth, known)
+        start, cpu = time.perf_counter(), time.process_time()
+        surfaces = made_up.beyond(depth, known)
+        image = made_up.by_example(soft, known, surfaces, photo.camera)
+        took, cpu = time.perf_counter() - start, time.process_time() - cpu
+        scores = [_likeness(made, photo.image, ~known) for made in (soft, image)]
+        for (name, before), after in zip(scores[0].items(), scores[1].values(), strict=True):
+            asked = "less" if "distance" in name else ""
+            what, value = f"fill: {photo.name}, {name}: carried on softly, by example", f"{before:.2f}, {after:.2f}"
+            yield Result(what, value, asked, not asked or after < before)
+        off = [float(((made - photo.depth).abs() / photo.depth)[~known].mean()) for made in (depth, surfaces.depth)]
+        yield Result(f"fill: {photo.name}, depth off the whole photo's layout", f"{off[0]:.1%}, {off[1]:.1%}", "less", off[1] < off[0])
+        yield Result(f"fill: {photo.name}, time by the clock, of the processor", f"{took:.1f} s, {cpu:.1f} s")
+
+
+def _likeness(made: Tensor, real: Tensor, where: Tensor) -> dict[str, float]:
+    return {
+        "distance of gradients": textures.gradient_distance(made, real, where),
+        "distance of patches": textures.patch_distance(made, real, where),
+        "PSNR, which a blur wins": psnr(made, real, where),
+    }
+
+
+BENCHES = {"fill": bench_fill, "consistency": bench_consistency, "views": bench_views}

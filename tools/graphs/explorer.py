@@ -14,7 +14,7 @@ HOW = """**Begin**: press *Begin* in the view (or Run). You stand where the phot
 **Run** instead of *Grow* also writes what the world has become to `exports/`: splat, mesh, cameras, pictures, video; and *Consistency* says how
 well it holds together."""
 TEXT = """## {title}
-No model files are needed: what was seen is looked up, what was not is continued softly. **Static scenes only.**
+No model files are needed: what was seen is looked up, what was not is continued by example. **Static scenes only.**
 
 It runs as it is, with ComfyUI's example picture. **You bring** your own photo. It is cropped to 832x480 around its middle,
 never stretched; for an upright one set *Upscale Image* to 480x832.
