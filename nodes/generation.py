@@ -28,7 +28,7 @@ from .control import vace_inputs, vace_quality_options
 from .inputs import alignment_input, kept_settings, named_folder, save_input, seed_input
 from .node import Node
 from .sampling import full_schedule_inputs
-from .world import NOTHING_PLANNED, state_message, where_it_begins
+from .world import NOTHING_PLANNED, frame_bytes, state_message, where_it_begins
 
 IN_THE_MODEL = "already in the model"
 
@@ -422,6 +422,8 @@ class ExploreChunk(Node):
                 report += " It was made before, and is taken from the folder."
                 return io.NodeOutput(made, report, ui=ui.PreviewText(report))
             world_files.save(world, folder, on_chunk=types.stop_if_interrupted)
+        what = f"a chunk of {LYRA2.new_frames} frames of {world.size[1]}x{world.size[0]}"
+        types.afford(frame_bytes(world.size, LYRA2.new_frames, 24), what)  # warped and painted, as floats
         chunk = {"world": world, "plan": worlds.plan(world, target, retrieve, views, geometry_device(world.size))}
         prompts = [
             graph.node("CLIPTextEncode", name, clip=models["clip"], text=words).out(0)

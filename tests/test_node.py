@@ -257,6 +257,15 @@ def test_what_there_is_no_memory_for_is_refused_with_numbers_before_any_is_taken
         runs[name]()
 
 
+def test_a_chunk_that_there_is_no_memory_for_is_not_begun(pack, here, monkeypatch):
+    links = {name: [name, 0] for name in ("model", "clip", "clip_vision", "vae", "depth_estimator")}
+    quality = {"quality": "DMD", "dmd_lora": pack.generation.IN_THE_MODEL}
+    settings = dict(prompt="", negative="", quality=quality, seed=1, retrieve=5, views=1, alignment="memory", save_to="", index=0)
+    monkeypatch.setattr(pack.types, "get_free_memory", lambda device: 1000)
+    with pytest.raises(MemoryError, match="a chunk of 80 frames of 48x32 takes"):
+        pack.generation.ExploreChunk.execute(here.world, here.path[[0] * 81], **links, **settings, made_with="")
+
+
 def test_a_world_of_a_whole_path_is_estimated_and_what_is_there_already_is_not(pack):
     from lyra_pack.lyra_core.world import preview
 
