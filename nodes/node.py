@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
+import reprlib
 from collections.abc import Callable
 from numbers import Integral, Real
 
@@ -60,9 +60,17 @@ class Refused(Exception):
 
     def __init__(self, value, allowed: str):
         super().__init__(allowed)
-        text = f"{value if value is None or isinstance(value, (bool, Real)) else repr(value)}"
-        self.found = (text[:SHOWN] + "..." if len(text) > SHOWN else text).encode("utf-8", "backslashreplace").decode()
-        self.allowed, self.inner = allowed, ()
+        self.found, self.allowed, self.inner = _shown(value), allowed, ()
+
+
+def _shown(value) -> str:
+    """A value in one short line, whatever it is."""
+    if isinstance(value, int) and value.bit_length() > 3 * SHOWN:
+        return f"a number of {value.bit_length()} bits"  # Python itself refuses to write very long ones
+    some = reprlib.Repr()
+    some.maxstring = some.maxother = SHOWN
+    text = str(value) if isinstance(value, Real) else some.repr(value)
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
 
 
 def admit(known: io.Input, value):
@@ -88,7 +96,7 @@ def admit(known: io.Input, value):
 
 def _number(known: io.Int.Input | io.Float.Input, value, kind: type, plain: type, called: str) -> int | float:
     fits = isinstance(value, kind) and not isinstance(value, bool)
-    if not fits or not math.isfinite(value) or not known.min <= value <= known.max:
+    if not fits or not known.min <= value <= known.max:  # which is false for NaN
         raise Refused(value, f"{called} from {known.min:_} to {known.max:_}".replace("_", ","))
     return plain(value)
 

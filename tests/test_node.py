@@ -17,8 +17,15 @@ import pytest
 import torch
 
 NAN, INF = float("nan"), float("inf")
-NO_NUMBERS = (None, True, False, "7", b"7", [5], {}, object(), torch.tensor(5), 1j)
-HUGE = (10**8, 10**9, 10**30, -1, -(10**9), -(10**30), 0, 1e300)
+
+
+class Unspeakable:
+    def __repr__(self):
+        raise RuntimeError("no")
+
+
+NO_NUMBERS = (None, True, False, "7", b"7", [5], {}, Unspeakable(), torch.ones(99), "\ud800" * 500, [[0] * 10**6], 1j)
+HUGE = (10**8, 10**9, 10**30, 10**400, 10**5000, -1, -(10**9), -(10**30), 0, 1e300)
 
 
 @pytest.fixture(scope="module")
