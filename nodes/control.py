@@ -349,7 +349,7 @@ class SampleVace(Node):
                 ),
                 io.DynamicCombo.Input("quality", options=vace_quality_options(), tooltip="How it is sampled."),
                 io.Int.Input("trusted_steps", default=0, min=0, max=1000, tooltip="See Lyra 2 Trust Known; 0: not at all."),
-                seed_input(),
+                seed_input(2**32 - 1),  # the world's and the number of its chunk
                 io.Model.Input("low_noise_model", optional=True, raw_link=True, tooltip="The low noise expert of Wan 2.2."),
             ],
             outputs=[io.Latent.Output(display_name="latent")],

@@ -380,7 +380,7 @@ class ExploreChunk(Node):
                 types.World.Input("world"),
                 types.Cameras.Input("cameras", tooltip="The whole path."),
                 *inputs,
-                io.Int.Input("index", default=0, min=0, max=1000, tooltip="Number of the chunk on this path."),
+                io.Int.Input("index", default=0, min=0, max=2000, tooltip="Number of the chunk on this path."),
                 io.String.Input("made_with", default="", tooltip="What tells other models from these."),
                 io.String.Input("report", default="", tooltip="Of the chunks before."),
             ],

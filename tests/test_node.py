@@ -383,3 +383,28 @@ def test_many_files_beside_the_inputs_cost_next_to_nothing(pack, comfy_host):
         assert time.process_time() - start < 2
     finally:
         shutil.rmtree(crowd)
+
+
+def test_what_explore_becomes_is_within_the_bounds_of_what_it_becomes_it_of(pack, io, nodes, here):
+    """At the ends of all its own numbers: the host does not look at nodes that a node becomes, but they do themselves."""
+    by_id = {node.define_schema().node_id: node for node in nodes}
+    links = {name: [name, 0] for name in ("model", "clip", "clip_vision", "vae", "depth_estimator")}
+    for end in ("min", "max"):
+        for option in pack.control.GENERATORS:
+            known = {i.id: i for _, i in flat(io, pack.generation.ExploreChunk.define_schema().inputs)}
+            generator = pack.generation._generator_input()
+            inputs = next(o.inputs for o in generator.options if o.key == option)
+            asked = {i.id: getattr(i, end, None) if hasattr(i, "max") else i.default for i in inputs if i.id != "overlap"}
+            asked |= {"generator": option, "overlap": "5" if end == "max" else "1"}
+            asked |= {i.id: i.options[0] for i in inputs if isinstance(i, io.Combo.Input) and i.id != "overlap"}
+            quality = {"quality": "DMD", "dmd_lora": pack.generation.IN_THE_MODEL}
+            seed, retrieve, views = (getattr(known[name], end) for name in ("seed", "retrieve", "views"))
+            out = pack.generation.ExploreChunk.execute(
+                here.world, here.path[[0] * 81], "", "", quality, seed, retrieve, views, "memory", "", 0, "", "", asked, **links
+            )
+            for made in out.expand.values():
+                for name, value in made["inputs"].items():
+                    declared = by_id.get(made["class_type"])
+                    inner = declared and {i.id: i for i in declared.define_schema().inputs}.get(name)
+                    if inner is not None and isinstance(value, (int, float)) and not isinstance(value, bool):
+                        assert pack.node.admit(inner, value) == value, (made["class_type"], name)
