@@ -380,7 +380,9 @@ def test_copies_made_while_a_world_is_saved_open_or_say_what_they_lack(tmp_path)
             copy_.mkdir()
             names = [file.name for file in folder.iterdir()]
             draw.shuffle(names)
-            for name in names:
+            late = number % 2 == 1  # the list some time after what it lists: it names what came in between
+            for name in sorted(names, key=lambda name: late and name == "world.json"):
+                time.sleep(0.3 if late and name == "world.json" else 0)
                 with contextlib.suppress(FileNotFoundError):  # what was just written has its place now
                     shutil.copyfile(folder / name, copy_ / name)
             try:
@@ -392,7 +394,7 @@ def test_copies_made_while_a_world_is_saved_open_or_say_what_they_lack(tmp_path)
             shutil.rmtree(copy_)
             if os.waitpid(process, os.WNOHANG) != (0, 0):
                 break
-    assert opened > 5 and opened > 5 * refused
+    assert opened > 1 and refused
 
 
 def test_who_holds_the_lock_is_said(folder, walked, monkeypatch):
