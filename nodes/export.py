@@ -17,7 +17,7 @@ from PIL import Image
 from ..lyra_core.cameras import camera_files
 from ..lyra_core.cameras.camera import Cameras, check
 from ..lyra_core.cameras.camera_path import path_of
-from ..lyra_core.exports import bundle, surface, usd_files
+from ..lyra_core.exports import bundle, ground, mjcf_files, surface, usd_files, walkable
 from ..lyra_core.splats import splat_files
 from ..lyra_core.splats.gaussians import Gaussians
 from ..lyra_core.world.world import World, to_uint8
@@ -26,6 +26,20 @@ from . import types
 from .node import Node
 from .splat import sound_splat
 from .video import encode
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Of the ground that nobody saw."""
+
+    margin: float  # heights of the eyes around the path
+    radius: float  # of a body, metres
+    height: float
+    metres: float  # per scene unit
+
+    @property
+    def body(self) -> walkable.Body:
+        return walkable.Body(self.radius / self.metres, self.height / self.metres)
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,21 @@ class Sources:
     pictures: int  # how many there are
     origin: tuple[float, float, float]  # of the files' coordinates in those of the map that the cameras came from
     collision_faces: int
+    wanted: Wanted | None = None
+
+    @cached_property
+    def walkable(self) -> walkable.Walkable | str:
+        """The ground and where a body can go on it, or why there is none."""
+        if self.wanted is None:
+            return "`ground` was left as seen"
+        if self.mesh is None or self.cameras is None:
+            return "it needs a mesh, and a world or cameras"
+        full = meshes.from_mesh(self.mesh)
+        try:
+            found = ground.ground(full, self.cameras, self.wanted.margin)
+            return walkable.walkable(found, full, self.cameras, self.wanted.body)
+        except (ground.NoGroundError, walkable.NowhereError) as reason:
+            return str(reason)
 
     @cached_property
     def collision(self) -> surface.Mesh | None:
@@ -130,6 +159,29 @@ class ExportWorld(Node):
                     tooltip="Every how many frames colmap gets a picture.",
                     advanced=True,
                 ),
+                # last, so that the values of saved workflows keep their places
+                io.DynamicCombo.Input(
+                    "ground",
+                    options=[
+                        io.DynamicCombo.Option(
+                            "continued",
+                            [
+                                io.Float.Input(
+                                    "margin", default=1.0, min=0.0, max=10.0, step=0.1,
+                                    tooltip="How far around the path, in heights of the eyes over the floor.",
+                                ),
+                                io.Float.Input(
+                                    "radius", default=0.3, min=0.01, max=10.0, step=0.01,
+                                    tooltip="Of the body that shall find its way, in metres.",
+                                ),
+                                io.Float.Input("height", default=1.0, min=0.01, max=10.0, step=0.01, tooltip="Of that body, in metres."),
+                            ],
+                        ),
+                        io.DynamicCombo.Option("as seen", []),
+                    ],
+                    tooltip="Nobody sees the floor at his own feet. continued: the seen floor goes on under the path, marked as "
+                    "invented, with a map for robots and places to begin at. Needs a mesh, and a world or cameras.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="folder"),
@@ -141,11 +193,12 @@ class ExportWorld(Node):
 
     @classmethod
     def execute(
-        cls, folder, usd, colmap, web, video, geometry_model, collision_faces, metres_per_unit, fps, every,
+        cls, folder, usd, colmap, web, video, geometry_model, collision_faces, metres_per_unit, fps, every, ground,
         splat=None, mesh=None, world=None, cameras=None, images=None,
     ) -> io.NodeOutput:  # fmt: skip
         path = types.output_folder(folder)
-        sources = _sources(splat, mesh, world, cameras, images, collision_faces)
+        wanted = None if ground["ground"] == "as seen" else Wanted(ground["margin"], ground["radius"], ground["height"], metres_per_unit)
+        sources = replace(_sources(splat, mesh, world, cameras, images, collision_faces), wanted=wanted)
         steps = _steps(sources, usd, colmap, web, video, metres_per_unit, fps, every)
         terms = bundle.licences(None if world is None else _generators(world), geometry_model)
         size = None if sources.gaussians is None else bundle.spread(sources.gaussians.means)
@@ -216,13 +269,21 @@ def _steps(
     if usd and not nothing:
         _require_usd()
 
+    found = sources.walkable
+    no_ground = found if isinstance(found, str) else ""
+    invented = None if no_ground else found.ground.mesh()
+
     def off(wanted: bool, name: str) -> str:
         return "" if wanted else f"`{name}` was switched off"
 
     def write_usd(file: Path, on_picture: Callable) -> str:
         save = usd_files.save_usdz if file.suffix == ".usdz" else usd_files.save_usdc
-        save(file, gaussians, sources.collision, cameras, fps=fps, metres_per_unit=metres_per_unit)
+        places = () if no_ground else found.places
+        save(
+            file, gaussians, sources.collision, cameras, ground=invented, places=places, fps=fps, metres_per_unit=metres_per_unit
+        )
         parts = (gaussians, f"gaussians{sources.left_out}"), (sources.collision, "faces"), (cameras, "cameras")
+        parts += (invented, "faces of ground"), (places or None, "places to begin at")
         return "; ".join(_counted(part, name) for part, name in parts if part is not None)
 
     def write_colmap(file: Path, on_picture: Callable) -> str:
@@ -247,6 +308,9 @@ def _steps(
         Step("points.ply", no_splat, of_gaussians(lambda g, file: splat_files.save_points(g.means, g.colors, file))),
         Step("mesh.glb", no_mesh, lambda file, _: _save_mesh(file, mesh)),
         Step("collision.glb", no_mesh, lambda file, _: _save_collision(file, sources.collision)),
+        Step("ground.glb", no_ground, lambda file, _: _save_collision(file, invented)),
+        Step("world.xml", no_ground, lambda file, _: mjcf_files.save(found, sources.wanted.body, file, metres_per_unit)),
+        Step("map", no_ground, lambda file, _: _save_map(file, found, metres_per_unit)),
         Step("world.usdz" if fits else bundle.LAYER, off(usd, "usd") or nothing, write_usd),
         Step("cameras.npz", no_cameras, of_cameras(lambda file: camera_files.save_npz(file, cameras))),
         Step(
@@ -295,6 +359,13 @@ def _save_collision(file: Path, mesh: surface.Mesh) -> str:
     vertices, faces, *_ = get_mesh_batch_item(meshes.to_mesh(mesh), 0)
     save_glb(vertices, faces, str(file))
     return _counted(faces, "faces")
+
+
+def _save_map(folder: Path, found: walkable.Walkable, metres_per_unit: float) -> str:
+    folder.mkdir()
+    walkable.save(found, folder, metres_per_unit)
+    rows, columns = found.state.shape
+    return f"{columns}x{rows} cells of {metres_per_unit * found.ground.cell:.3g} m, {found.reachable.mean():.0%} of them within reach"
 
 
 def _save_video(file: Path, pictures, fps: float, on_picture: Callable) -> str:

@@ -22,7 +22,7 @@ from lyra_core.world import world as worlds
 SIZE = (48, 80)
 EVERYTHING = {
     "splat.ply", "splat.spz", "splat.splat", "points.ply", "mesh.glb", "collision.glb", "world.usdz", "cameras.npz",
-    "camera_path.json", "colmap", "flythrough.mp4", "README.md", "bundle.json",
+    "camera_path.json", "colmap", "flythrough.mp4", "README.md", "bundle.json", "ground.glb", "world.xml", "map",
 }  # fmt: skip
 
 
@@ -97,6 +97,7 @@ def export(node, folder="exports/a", **given):
         "metres_per_unit": 1.0,
         "fps": 16.0,
         "every": 4,
+        "ground": {"ground": "as seen"},
     }
     return node.execute(folder=folder, **(settings | given))
 
@@ -110,7 +111,8 @@ def whole(node, output, world, splat, mesh):
     """A bundle of everything, as it was reported."""
     pytest.importorskip("pxr", reason="writes world.usdz; pip install usd-core")
     pytest.importorskip("fast_simplification", reason="makes collision.glb; pip install fast-simplification")
-    done = export(node, world=world, splat=splat, mesh=mesh, usd=True, colmap=True, web=True, video=True)
+    continued = {"ground": "continued", "margin": 1.0, "radius": 0.2, "height": 0.8}
+    done = export(node, world=world, splat=splat, mesh=mesh, usd=True, colmap=True, web=True, video=True, ground=continued)
     return output / "exports" / "a", done
 
 

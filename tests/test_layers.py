@@ -18,6 +18,7 @@ THIRD_PARTIES = {"torch", "numpy", "scipy", "safetensors"}
 EXTRA = {
     "cameras/path_picture": {"PIL"},
     "exports/bundle": {"PIL"},
+    "exports/walkable": {"PIL"},
     "world/consistency_picture": {"PIL"},
 }  # they make pictures, with what the host has anyway
 OPTIONAL = {"OpenEXR", "cv2", "fast_simplification", "gsplat", "pxr"}  # only inside the function that needs it

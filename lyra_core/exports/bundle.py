@@ -63,9 +63,18 @@ KINDS = {
     "mesh.glb": Kind("the surface as it was connected, coloured", Y_UP, "Blender, Unity, Unreal, Godot, three.js"),
     "collision.glb": Kind("the surface with fewer faces, to bump into", Y_UP, "Unity, Unreal, Godot as a collider"),
     "world.usdz": Kind(
-        "one USD stage: gaussians (ParticleField3DGaussianSplat), collision mesh, moving camera",
+        "one USD stage: gaussians (ParticleField3DGaussianSplat), collision mesh, ground, places to begin at, physics, moving camera",
         Z_UP,
         "Isaac Sim 6, Omniverse, usdview 26.3 or newer; Blender and Houdini for the camera",
+    ),
+    "ground.glb": Kind("the ground under the path that nobody saw, continued from the floor", Y_UP, "beside collision.glb"),
+    "world.xml": Kind(
+        "the ground as a height field, what stands on it as boxes, places to begin at; metres", "z up, x right, y ahead", "MuJoCo"
+    ),
+    "map": Kind(
+        "where a body can stand and go: map.pgm with map.yaml, map.png, map.npz; metres",
+        "x right, y ahead",
+        "ROS map_server and Nav2, NumPy",
     ),
     "cameras.npz": Kind("the cameras: w2c, intrinsics, image_height, image_width", OPENCV, "NumPy, Lyra 2 itself"),
     "camera_path.json": Kind("the cameras as keyframes", OPENCV, "the Lyra 2 viewer, this pack"),

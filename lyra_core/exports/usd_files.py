@@ -3,7 +3,10 @@
     /World              turns the world's axes (OpenCV) to z up, x right, y into the picture
     /World/gaussians    ParticleField3DGaussianSplat, activated values, all of its harmonics
     /World/collision    a mesh with UsdPhysics collision, of purpose guide: there, and not drawn
+    /World/ground       ground that nobody saw, continued under the path; collides too, in a colour of its own
+    /World/spawn        places where a body can stand: z up, x where it looks
     /World/camera       the cameras one after the other, one frame each
+    /World/light, /World/material, /physicsScene    a light from above; friction; gravity along -z
 
 Below /World all numbers are those of the world, in scene units; `metersPerUnit` says what such a unit is worth. The extent
 of the gaussians is the true one, their farthest included, because renderers leave out what lies beyond it.
@@ -14,10 +17,11 @@ usd-core is imported where it is used; nothing else needs it.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +34,7 @@ from ..cameras.camera import Cameras, flip_camera_axes, to_corner_origin
 from ..splats.gaussians import Gaussians
 from ..splats.splat_files import BLOCK, LEAST_SCALE, check
 from .surface import Mesh
+from .walkable import Place
 
 LARGEST_PACKAGE = 2**32 - 2**20  # bytes; a .usdz is a zip file of the 32-bit kind
 TO_Z_UP = ((1, 0, 0, 0), (0, 0, -1, 0), (0, 1, 0, 0), (0, 0, 0, 1))  # rows: where x, y and z of the world go
@@ -37,6 +42,10 @@ TO_Z_UP = ((1, 0, 0, 0), (0, 0, -1, 0), (0, 1, 0, 0), (0, 0, 0, 1))  # rows: whe
 FILM = 36.0
 REACH = 3.0  # standard deviations of a gaussian that its extent takes in
 NEAR, FAR = 0.01, 1e5  # scene units; USD's own nearest is 1, which would cut a room open
+
+GRAVITY = 9.81  # metres per second squared
+FRICTION = 0.8
+LOOKING_DOWN = (1, 0, 0, 0, 0, 0, 1, 0, 0, -1, 0, 0, 0, 0, 0, 1)  # a light's -z is the world's y, down
 
 NEEDED = "needs usd-core 26.3 or newer"
 
@@ -48,13 +57,16 @@ class UsdFileError(ValueError):
 def require() -> SimpleNamespace:
     """The modules of usd-core; ImportError with the pip command if it is missing or too old."""
     try:
-        from pxr import Gf, Sdf, Tf, Usd, UsdGeom, UsdPhysics, UsdVol, Vt
+        from pxr import Gf, Sdf, Tf, Usd, UsdGeom, UsdLux, UsdPhysics, UsdShade, UsdVol, Vt
     except ImportError as error:
         raise ImportError(f"USD {NEEDED}: pip install usd-core") from error
     if not hasattr(UsdVol, "ParticleField3DGaussianSplat"):
         found = ".".join(map(str, Usd.GetVersion()))
         raise ImportError(f"USD {NEEDED}, which knows gaussians, found {found}: pip install -U usd-core")
-    return SimpleNamespace(Gf=Gf, Sdf=Sdf, Tf=Tf, Usd=Usd, UsdGeom=UsdGeom, UsdPhysics=UsdPhysics, UsdVol=UsdVol, Vt=Vt)
+    return SimpleNamespace(
+        Gf=Gf, Sdf=Sdf, Tf=Tf, Usd=Usd, UsdGeom=UsdGeom, UsdLux=UsdLux, UsdPhysics=UsdPhysics, UsdShade=UsdShade,
+        UsdVol=UsdVol, Vt=Vt,
+    )  # fmt: skip
 
 
 def size_of(gaussians: Gaussians | None, mesh: Mesh | None = None) -> int:
@@ -71,12 +83,15 @@ def save_usdz(
     mesh: Mesh | None = None,
     cameras: Cameras | None = None,
     *,
+    ground: Mesh | None = None,
+    places: Sequence[Place] = (),
     fps: float = 24.0,
     metres_per_unit: float = 1.0,
 ) -> None:
     """Write a .usdz of what is given; the file is there complete or not at all.
 
-    `mesh` is the collision surface, faces counter-clockwise seen from where one may be. ValueError for gaussians that
+    `mesh` is the collision surface, faces counter-clockwise seen from where one may be; `ground` what is continued of it under
+    the path, `places` where a body can begin. ValueError for gaussians that
     can't be drawn, for a skewed camera and beyond LARGEST_PACKAGE (then `save_usdc`); UsdFileError if it can't be written.
     """
     if size_of(gaussians, mesh) > LARGEST_PACKAGE:
@@ -87,7 +102,7 @@ def save_usdz(
     usd = require()
     with _complete(Path(file), usd) as partial:
         layer = partial / "world.usdc"
-        _write_layer(usd, layer, gaussians, mesh, cameras, fps, metres_per_unit)
+        _write_layer(usd, layer, gaussians, mesh, cameras, ground, places, fps, metres_per_unit)
         with usd.Sdf.ZipFileWriter.CreateNew(str(partial / "done")) as package:
             package.AddFile(str(layer), layer.name)
         _check_package(partial / "done")
@@ -99,13 +114,15 @@ def save_usdc(
     mesh: Mesh | None = None,
     cameras: Cameras | None = None,
     *,
+    ground: Mesh | None = None,
+    places: Sequence[Place] = (),
     fps: float = 24.0,
     metres_per_unit: float = 1.0,
 ) -> None:
     """As `save_usdz`, but the bare layer, of any size."""
     usd = require()
     with _complete(Path(file), usd) as partial:
-        _write_layer(usd, partial / "world.usdc", gaussians, mesh, cameras, fps, metres_per_unit)
+        _write_layer(usd, partial / "world.usdc", gaussians, mesh, cameras, ground, places, fps, metres_per_unit)
         os.replace(partial / "world.usdc", partial / "done")
 
 
@@ -149,6 +166,8 @@ def _write_layer(
     gaussians: Gaussians | None,
     mesh: Mesh | None,
     cameras: Cameras | None,
+    ground: Mesh | None,
+    places: Sequence[Place],
     fps: float,
     metres_per_unit: float,
 ) -> None:
@@ -161,7 +180,15 @@ def _write_layer(
     if gaussians is not None:
         _define_gaussians(usd, stage, gaussians)
     if mesh is not None:
-        _define_collision(usd, stage, mesh)
+        _define_collision(usd, stage, "/World/collision", mesh)
+    if ground is not None and len(ground):
+        prim = _define_collision(usd, stage, "/World/ground", ground)
+        prim.CreateDisplayColorAttr([tuple(ground.colors[0].tolist())])
+        prim.GetPrim().SetCustomDataByKey("lyra2:invented", True)
+    if mesh is not None or ground is not None:
+        _define_physics(usd, stage, metres_per_unit)
+    for number, place in enumerate(places):
+        _define_place(usd, stage, number, place)
     if cameras is not None:
         _define_camera(usd, stage, cameras, fps)
     stage.GetRootLayer().Save()
@@ -203,8 +230,8 @@ def _extent(gaussians: Gaussians) -> Tensor:
     return torch.stack([lowest.amin(0), highest.amax(0)])
 
 
-def _define_collision(usd: SimpleNamespace, stage, mesh: Mesh) -> None:
-    Vt, prim = usd.Vt, usd.UsdGeom.Mesh.Define(stage, "/World/collision")
+def _define_collision(usd: SimpleNamespace, stage, path: str, mesh: Mesh):
+    Vt, prim = usd.Vt, usd.UsdGeom.Mesh.Define(stage, path)
     vertices = _array(mesh.vertices)
     faces = np.ascontiguousarray(mesh.faces.cpu().numpy().astype(np.int32))
     prim.CreatePointsAttr(Vt.Vec3fArray.FromNumpy(vertices))
@@ -216,6 +243,35 @@ def _define_collision(usd: SimpleNamespace, stage, mesh: Mesh) -> None:
         prim.CreateExtentAttr(Vt.Vec3fArray.FromNumpy(np.stack([vertices.min(0), vertices.max(0)])))
     usd.UsdPhysics.CollisionAPI.Apply(prim.GetPrim())
     usd.UsdPhysics.MeshCollisionAPI.Apply(prim.GetPrim()).CreateApproximationAttr("none")  # the triangles themselves
+    return prim
+
+
+def _define_physics(usd: SimpleNamespace, stage, metres_per_unit: float) -> None:
+    """Gravity, a material with friction for what collides, and a light."""
+    scene = usd.UsdPhysics.Scene.Define(stage, "/physicsScene")
+    scene.CreateGravityDirectionAttr(usd.Gf.Vec3f(0, 0, -1))
+    scene.CreateGravityMagnitudeAttr(GRAVITY / metres_per_unit)
+    material = usd.UsdShade.Material.Define(stage, "/World/material")
+    surface = usd.UsdPhysics.MaterialAPI.Apply(material.GetPrim())
+    surface.CreateStaticFrictionAttr(FRICTION)
+    surface.CreateDynamicFrictionAttr(FRICTION)
+    surface.CreateRestitutionAttr(0.0)
+    for path in ("/World/collision", "/World/ground"):
+        if prim := stage.GetPrimAtPath(path):
+            usd.UsdShade.MaterialBindingAPI.Apply(prim).Bind(material, usd.UsdShade.Tokens.weakerThanDescendants, "physics")
+    light = usd.UsdLux.DistantLight.Define(stage, "/World/light")
+    light.CreateIntensityAttr(1000.0)
+    light.AddTransformOp().Set(usd.Gf.Matrix4d(*LOOKING_DOWN))
+
+
+def _define_place(usd: SimpleNamespace, stage, number: int, place: Place) -> None:
+    sine, cosine = math.sin(place.heading), math.cos(place.heading)
+    prim = usd.UsdGeom.Xform.Define(stage, f"/World/spawn/place_{number:02d}")
+    # rows: where its x (ahead), y (left) and z (up) go in the world's axes
+    rows = ((sine, 0, cosine, 0), (-cosine, 0, sine, 0), (0, -1, 0, 0), (*place.position, 1))
+    prim.AddTransformOp().Set(usd.Gf.Matrix4d(rows))
+    clearance = prim.GetPrim().CreateAttribute("lyra2:clearance", usd.Sdf.ValueTypeNames.Float, custom=True)
+    clearance.Set(place.clearance)
 
 
 def _define_camera(usd: SimpleNamespace, stage, cameras: Cameras, fps: float) -> None:

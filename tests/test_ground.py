@@ -1,0 +1,269 @@
+"""The ground under a path: continued where nobody looked, with a map for robots, for USD and for MuJoCo."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lyra_core.cameras.camera import Cameras, pinhole, pixel_grid
+from lyra_core.exports import mjcf_files, surface, walkable
+from lyra_core.exports.ground import NoGroundError, ground, samples
+from lyra_core.exports.walkable import FREE, OCCUPIED, UNKNOWN, Body, NowhereError
+
+EYES, CEILING = 1.6, -1.0  # y of floor and ceiling; the cameras stand at 0
+STAIRS = ((6.5, 1.4), (7.2, 1.2))  # z from which a step goes on, and its y
+BOX = ((0.6, 4.4), (1.2, 5.0), 0.9)  # x and z of its corners, y of its top
+BODY = Body(0.25, 1.0)
+
+
+def room(camera: Cameras, tilt: float = 0.0, floor: bool = True) -> torch.Tensor:
+    """Depth (H, W) of a room 6 wide and 10 long, with a box and two steps; `tilt` radians about x."""
+    turn = torch.tensor([[1, 0, 0], [0, math.cos(tilt), -math.sin(tilt)], [0, math.sin(tilt), math.cos(tilt)]])
+    rays = (pixel_grid(camera.size) @ torch.linalg.inv(camera.K[0]).T) @ camera.c2w[0, :3, :3].T @ turn.T
+    center = turn @ camera.centers[0]
+    depth = torch.full(camera.size, torch.inf)
+
+    def plane(axis: int, where: float, *bounds: tuple[int, float, float]) -> None:
+        nonlocal depth
+        k = (where - center[axis]) / rays[..., axis]
+        at = center + k[..., None] * rays
+        there = k > 1e-6
+        for other, low, high in bounds:
+            there &= (at[..., other] >= low) & (at[..., other] <= high)
+        depth = torch.where(there & (k < depth), k, depth)
+
+    for axis, low, high in ((0, -3.0, 3.0), (1, CEILING, EYES), (2, -2.0, 8.0)):
+        for where in (low, high):
+            if floor or (axis, where) != (1, EYES):
+                plane(axis, where)
+    if floor:
+        for z, y in STAIRS:
+            plane(1, y, (2, z, 8.0), (0, -3.0, 3.0))
+            plane(2, z, (1, y, EYES), (0, -3.0, 3.0))
+        (left, front), (right, back), top = BOX
+        plane(1, top, (0, left, right), (2, front, back))
+        for x in (left, right):
+            plane(0, x, (1, top, EYES), (2, front, back))
+        plane(2, front, (1, top, EYES), (0, left, right))
+    return torch.where(depth.isfinite(), depth, 0.0)
+
+
+def walk(frames: int = 5) -> Cameras:
+    cameras = pinhole((120, 208), 0.8 * 208, frames)
+    w2c = cameras.w2c.clone()
+    w2c[:, 2, 3] = -torch.linspace(0, 1.0, frames)
+    return replace(cameras, w2c=w2c)
+
+
+def seen_surface(cameras: Cameras, voxel: float = 0.08, **options) -> surface.Mesh:
+    views = [(torch.full((*cameras.size, 3), 0.5), room(c, **options), c) for c in (cameras[i] for i in range(0, len(cameras), 2))]
+    return surface.mesh_of(views, voxel)
+
+
+@pytest.fixture(scope="module")
+def cameras() -> Cameras:
+    return walk()
+
+
+@pytest.fixture(scope="module")
+def mesh(cameras) -> surface.Mesh:
+    return seen_surface(cameras)
+
+
+@pytest.fixture(scope="module")
+def found(mesh, cameras):
+    return ground(mesh, cameras)
+
+
+@pytest.fixture(scope="module")
+def around(found, mesh, cameras) -> walkable.Walkable:
+    return walkable.walkable(found, mesh, cameras, BODY)
+
+
+def at(found, x: float, z: float) -> tuple[int, int]:
+    row, column = found.cells_of(np.array([x]), np.array([z]))
+    return int(row[0]), int(column[0])
+
+
+# ------------------------------------------------------------------------------------------------------------- the ground
+
+
+def test_a_body_finds_ground_where_the_photographer_stood(found, cameras):
+    assert found.eyes == pytest.approx(EYES, abs=0.03)
+    for x, _, z in cameras.centers.tolist():
+        cell = at(found, x, z)
+        assert found.invented[cell] and found.height[cell] == pytest.approx(EYES, abs=0.03)
+
+
+def test_every_camera_looks_down_on_a_triangle(found, mesh, cameras):
+    import trimesh
+
+    invented = found.mesh()
+    for part, hit in ((invented, True), (mesh, False)):  # the surface alone begins ahead of them
+        solid = trimesh.Trimesh(part.vertices.numpy(), part.faces.numpy(), process=False)
+        places, rays, faces = solid.ray.intersects_location(cameras.centers.numpy(), np.tile([0.0, 1.0, 0.0], (len(cameras), 1)))
+        assert (set(rays) == set(range(len(cameras)))) is hit
+    normals = trimesh.Trimesh(invented.vertices.numpy(), invented.faces.numpy(), process=False).face_normals
+    assert (normals[:, 1] < 0).all()  # upwards
+
+
+def test_steps_stay_steps(found):
+    for z, y in ((6.2, EYES), (6.85, 1.4), (7.5, 1.2)):
+        cell = at(found, -1.0, z)
+        assert found.seen[cell] and found.height[cell] == pytest.approx(y, abs=0.04)
+
+
+def test_no_ground_lies_above_what_was_seen(found, mesh, cameras):
+    points = samples(mesh, cameras)[0]
+    row, column = found.cells_of(points[:, 0], points[:, 2])
+    inside = (row >= 0) & (row < found.height.shape[0]) & (column >= 0) & (column < found.height.shape[1])
+    row, column, y = row[inside], column[inside], points[inside, 1]
+    unseen = found.invented[row, column]
+    assert unseen.any() and (found.height[row, column][unseen] >= y[unseen] - 1e-6).all()
+    corners = found.mesh().vertices.numpy()
+    row, column = found.cells_of(corners[:, 0] + 1e-4, corners[:, 2] + 1e-4)
+    floor = np.pad(found.height, 1, constant_values=np.nan)[row + 1, column + 1]
+    known = np.pad(found.seen, 1)[row + 1, column + 1]
+    assert known.any() and (corners[known, 1] > floor[known]).all()  # where they overlap it lies under the seen floor
+
+
+@pytest.mark.parametrize("degrees", [4.0, -6.0])
+def test_a_floor_that_slopes_goes_on_sloping(degrees):
+    cameras = walk()
+    tilt = math.radians(degrees)
+    found = ground(seen_surface(cameras, tilt=tilt), cameras)
+    for x, _, z in cameras.centers.tolist():
+        # the floor is where (turn @ p) has y = EYES
+        expected = (EYES + math.sin(tilt) * z) / math.cos(tilt)
+        assert found.height[at(found, x, z)] == pytest.approx(expected, abs=0.06)
+
+
+def test_a_wider_margin_goes_further(mesh, cameras, found):
+    wide = ground(mesh, cameras, margin=2.0)
+    assert np.isfinite(wide.height).sum() > 1.3 * np.isfinite(found.height).sum()
+
+
+def test_a_world_without_a_floor_says_so(cameras):
+    with pytest.raises(NoGroundError, match="stand on"):
+        ground(seen_surface(cameras, floor=False), cameras)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the map
+
+
+def test_what_stands_on_the_floor_is_in_the_way_and_the_ceiling_is_not(around, found):
+    front = at(found, 0.9, 4.45)
+    rows = slice(front[0] - 2, front[0] + 3)
+    assert (around.state[rows, front[1]] == OCCUPIED).any()
+    assert around.state[at(found, -1.0, 4.5)] == FREE  # under the ceiling
+    assert around.state[0, 0] == UNKNOWN
+    assert not around.reachable[around.state == OCCUPIED].any()
+
+
+def test_places_to_begin_at_are_free_apart_and_within_reach(around, found):
+    assert 4 < len(around.places) <= walkable.PLACES
+    clearances = [place.clearance for place in around.places]
+    assert clearances == sorted(clearances, reverse=True) and clearances[-1] >= BODY.radius
+    for number, place in enumerate(around.places):
+        cell = at(found, place.position[0], place.position[2])
+        assert around.reachable[cell] and place.position[1] == found.height[cell]
+        assert place.heading == pytest.approx(0.0, abs=1e-6)  # as the cameras look
+        for other in around.places[:number]:
+            away = math.hypot(place.position[0] - other.position[0], place.position[2] - other.position[2])
+            assert away >= walkable.APART * BODY.radius - found.cell
+
+
+def test_a_body_that_is_too_wide_finds_no_place(found, mesh, cameras):
+    with pytest.raises(NowhereError, match="200 wide"):
+        walkable.walkable(found, mesh, cameras, Body(100.0, 1.0))
+
+
+def test_the_files_of_a_map_say_the_same_in_metres(around, found, tmp_path):
+    walkable.save(around, tmp_path, 2.0)
+    pixels = np.array(Image.open(tmp_path / "map.pgm"))[::-1]
+    assert ((pixels == 0) == (around.state == OCCUPIED)).all() and ((pixels == 254) == (around.state == FREE)).all()
+    said = dict(line.split(": ", 1) for line in (tmp_path / "map.yaml").read_text().splitlines())
+    assert float(said["resolution"]) == pytest.approx(2 * found.cell, abs=1e-6) and said["image"] == "map.pgm"
+    with np.load(tmp_path / "map.npz") as numbers:
+        assert (numbers["occupancy"] == around.state).all()
+        assert numbers["places"].shape == (len(around.places), 4)
+        assert numbers["places"][0, 2] == pytest.approx(-2 * around.places[0].position[1])
+    assert Image.open(tmp_path / "map.png").size == (around.state.shape[1], around.state.shape[0])
+
+
+# --------------------------------------------------------------------------------------------------------------- engines
+
+
+def test_boxes_cover_what_is_occupied_once(around):
+    covered = np.zeros(around.state.shape, int)
+    for top, left, bottom, right in mjcf_files._boxes(around.state == OCCUPIED):
+        covered[top:bottom, left:right] += 1
+    assert (covered == (around.state == OCCUPIED)).all()
+
+
+def test_the_height_field_holds_the_ground(around, found, tmp_path):
+    mjcf_files.save(around, BODY, tmp_path / "world.xml", 1.0)
+    root = ElementTree.parse(tmp_path / "world.xml").getroot()
+    field, geom = root.find("asset/hfield"), root.find("worldbody/geom[@name='ground']")
+    shape = int(field.get("nrow")), int(field.get("ncol"))
+    low, span = float(geom.get("pos").split()[2]), float(field.get("size").split()[2])
+    heights = low + span * np.array(field.get("elevation").split(), float).reshape(shape)
+    known = np.isfinite(found.height)
+    assert shape == found.height.shape
+    assert np.abs(heights + found.height)[known].max() < 1e-3
+    assert len(root.findall("worldbody/site")) == len(around.places)
+
+
+def test_spheres_and_bodies_rest_on_the_ground_in_mujoco(around, tmp_path):
+    mujoco = pytest.importorskip("mujoco")
+    mjcf_files.save(around, BODY, tmp_path / "world.xml", 1.0)
+    ground_plan, generator = around.ground, np.random.default_rng(0)
+    row, column = (around.state == FREE).nonzero()
+    some = generator.permutation(len(row))[:60]
+    x, z = ground_plan.middle_of(row[some], column[some])
+    starts = [(a, b, -y + 0.3) for a, b, y in zip(x, z, ground_plan.height[row[some], column[some]], strict=True)]
+    starts += [(p.position[0], p.position[2], -p.position[1] + 0.3) for p in around.places]
+    bodies = "".join(
+        f'<body pos="{a} {b} {c}"><freejoint/><geom type="sphere" size="0.05" contype="2" conaffinity="1" condim="6" '
+        'friction="0.8 0.02 0.02"/></body>'
+        for a, b, c in starts
+    )
+    text = (tmp_path / "world.xml").read_text().replace('name="ground" type', 'name="ground" contype="1" conaffinity="2" type')
+    model = mujoco.MjModel.from_xml_string(text.replace("</worldbody>", bodies + "</worldbody>"))
+    data = mujoco.MjData(model)
+    while data.time < 2.0:
+        mujoco.mj_step(model, data)
+    fallen = np.array(starts)[:, 2] - data.xpos[1:, 2] > 0.8
+    speed = np.linalg.norm(data.qvel.reshape(-1, 6)[:, :3], axis=1)
+    assert not fallen.any() and (speed < 0.05).all()
+
+
+def test_usd_has_gravity_friction_ground_and_places(around, found, mesh, cameras, tmp_path):
+    pytest.importorskip("pxr")
+    from pxr import Usd, UsdGeom, UsdPhysics, UsdShade
+
+    from lyra_core.exports import usd_files
+
+    usd_files.save_usdc(tmp_path / "w.usdc", None, mesh, cameras, ground=found.mesh(), places=around.places, metres_per_unit=2.0)
+    stage = Usd.Stage.Open(str(tmp_path / "w.usdc"))
+    scene = UsdPhysics.Scene.Get(stage, "/physicsScene")
+    assert tuple(scene.GetGravityDirectionAttr().Get()) == (0, 0, -1)
+    assert scene.GetGravityMagnitudeAttr().Get() == pytest.approx(9.81 / 2)
+    prim = stage.GetPrimAtPath("/World/ground")
+    assert prim.HasAPI(UsdPhysics.CollisionAPI) and prim.GetCustomDataByKey("lyra2:invented") is True
+    for path in ("/World/ground", "/World/collision"):
+        material = UsdShade.MaterialBindingAPI(stage.GetPrimAtPath(path)).ComputeBoundMaterial("physics")[0]
+        assert UsdPhysics.MaterialAPI(material).GetStaticFrictionAttr().Get() == pytest.approx(0.8)
+    places = stage.GetPrimAtPath("/World/spawn").GetChildren()
+    assert len(places) == len(around.places)
+    matrix = UsdGeom.XformCache().GetLocalToWorldTransform(places[0])
+    x, y, z = around.places[0].position
+    assert np.allclose(matrix.ExtractTranslation(), (x, z, -y), atol=1e-5)
+    up, ahead = matrix.TransformDir((0, 0, 1)), matrix.TransformDir((1, 0, 0))
+    assert np.allclose(up, (0, 0, 1), atol=1e-6) and np.allclose(ahead, (0, 1, 0), atol=1e-6)
