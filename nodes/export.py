@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from comfy_api.latest import Types, io
@@ -193,8 +194,8 @@ class ExportWorld(Node):
 
     @classmethod
     def execute(
-        cls, folder, usd, colmap, web, video, geometry_model, collision_faces, metres_per_unit, fps, every, ground,
-        splat=None, mesh=None, world=None, cameras=None, images=None,
+        cls, folder, usd, colmap, web, video, geometry_model, collision_faces, metres_per_unit, fps, every,
+        ground=MappingProxyType({"ground": "as seen"}), splat=None, mesh=None, world=None, cameras=None, images=None,
     ) -> io.NodeOutput:  # fmt: skip
         path = types.output_folder(folder)
         wanted = None if ground["ground"] == "as seen" else Wanted(ground["margin"], ground["radius"], ground["height"], metres_per_unit)

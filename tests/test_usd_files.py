@@ -81,6 +81,9 @@ def test_the_stage_is_z_up_and_says_what_a_unit_is_worth(stage):
         "/World/gaussians": "ParticleField3DGaussianSplat",
         "/World/collision": "Mesh",
         "/World/camera": "Camera",
+        "/World/light": "DistantLight",
+        "/World/material": "Material",
+        "/physicsScene": "PhysicsScene",
     }
 
 
