@@ -213,18 +213,38 @@ def test_the_height_field_holds_the_ground(around, found, tmp_path):
     field, geom = root.find("asset/hfield"), root.find("worldbody/geom[@name='ground']")
     shape = int(field.get("nrow")), int(field.get("ncol"))
     low, span = float(geom.get("pos").split()[2]), float(field.get("size").split()[2])
-    heights = low + span * np.array(field.get("elevation").split(), float).reshape(shape)
+    heights = low + span * np.array(field.get("elevation").split(), float).reshape(shape)[::-1]
     known = np.isfinite(found.height)
     assert shape == found.height.shape
     assert np.abs(heights + found.height)[known].max() < 1e-3
     assert len(root.findall("worldbody/site")) == len(around.places)
 
 
+def test_mujoco_has_the_ground_where_it_is(tmp_path):
+    mujoco = pytest.importorskip("mujoco")
+    cameras = walk()
+    mesh = seen_surface(cameras, tilt=math.radians(-6.0))
+    found = ground(mesh, cameras)
+    around = walkable.walkable(found, mesh, cameras, BODY)
+    mjcf_files.save(around, BODY, tmp_path / "world.xml", 1.0)
+    model = mujoco.MjModel.from_xml_path(str(tmp_path / "world.xml"))
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    row, column = around.reachable.nonzero()
+    off = []
+    for i in range(0, len(row), 97):
+        (x,), (z,) = found.middle_of(row[i : i + 1], column[i : i + 1])
+        start = np.array([x, z, 10.0])
+        away = mujoco.mj_ray(model, data, start, np.array([0.0, 0.0, -1.0]), None, 1, -1, np.zeros(1, np.int32))
+        off.append(10.0 - away + found.height[row[i], column[i]])
+    assert len(off) > 50 and np.abs(off).max() < 0.05  # a tenth of which is the field's own triangles between cells
+
+
 def test_spheres_and_bodies_rest_on_the_ground_in_mujoco(around, tmp_path):
     mujoco = pytest.importorskip("mujoco")
     mjcf_files.save(around, BODY, tmp_path / "world.xml", 1.0)
     ground_plan, generator = around.ground, np.random.default_rng(0)
-    row, column = (around.state == FREE).nonzero()
+    row, column = (around.clearance > 2 * ground_plan.cell).nonzero()  # a sphere at the border of the ground rolls off it
     some = generator.permutation(len(row))[:60]
     x, z = ground_plan.middle_of(row[some], column[some])
     starts = [(a, b, -y + 0.3) for a, b, y in zip(x, z, ground_plan.height[row[some], column[some]], strict=True)]

@@ -31,7 +31,8 @@ def save(found: Walkable, body: Body, file: Path, metres: float) -> str:
     xml.SubElement(
         assets, "hfield", name="ground", nrow=str(rows), ncol=str(columns),
         size=_numbers((columns - 1) * cell / 2, (rows - 1) * cell / 2, span, BASE),
-        elevation=" ".join(f"{value:.5f}" for value in ((z - low) / span).reshape(-1)),
+        # rows from the farthest to the nearest, as a picture has them
+        elevation=" ".join(f"{value:.5f}" for value in ((z - low) / span)[::-1].reshape(-1)),
     )  # fmt: skip
     xml.SubElement(world, "light", pos="0 0 10", dir="0 0 -1", directional="true")
     middle = (corner[0] + columns * cell / 2, corner[1] + rows * cell / 2, low)
