@@ -18,7 +18,7 @@ from elsewhere import Elsewhere, elsewhere, tensors, there
 
 from lyra_core.cameras import camera, camera_path, presets, trajectory
 from lyra_core.conditioning import correspondence, framepack, schedules
-from lyra_core.memory import depth, depth_alignment, patches, retrieval, warp
+from lyra_core.memory import depth, depth_alignment, patches, planes, retrieval, warp
 from lyra_core.splats import alignment, gaussian_adapter, gaussians, rasterize
 from lyra_core.world import caption, control, made_up, preview
 from lyra_core.world import world as worlds
@@ -104,6 +104,10 @@ PROCESSOR = {
     "memory.depth.read_picture": "a depth map by hand",
     "memory.depth.distance_from_moge": "what a network says of a panorama comes on the processor",
     "memory.depth.da3_cameras": "what a network says of photos comes on the processor",
+    "memory.synthesis": "searches textures on the processor, where `filled` takes pictures",
+    "world.made_up.beyond": "as above",
+    "world.made_up.by_example": "as above",
+    "world.made_up.carried_on": "as above",
     "world.consistency": "OpenCV; what it looks up is a case",
     "world.consistency_picture": "draws with Pillow",
     "memory.depth_files": "read files",
@@ -196,6 +200,10 @@ CASES = {
         "patches": lambda s: patches.patches(s.depth, s.start),
         "draw": lambda s: patches.draw(patches.patches(s.depth, s.start), s.target[3]),
     },
+    "memory.planes": {
+        "planes": lambda s: planes.planes(s.depth, s.depth > 0),
+        "in_front": lambda s: planes.in_front(planes.planes(s.depth, s.depth > 0)),
+    },
     "memory.retrieval": {
         "retrieve": lambda s: torch.tensor(
             retrieval.retrieve(_grown(s).memory, s.target[[7, 15]]) + retrieval.retrieve(s.keyframes, s.target, by="ownership")
@@ -233,9 +241,16 @@ CASES = {
         ),
         "generate": lambda s: preview.generate(s.world, s.plan, device=_device(s)),
         "remembered_sources": _sources,
+        "filled": lambda s: preview.filled(preview.look_up(_sources(s), s.target[7]), s.target[7], _sources(s), 0),
         "look_up": lambda s: preview.look_up(_sources(s), s.target[7]),
         "surface_depth": lambda s: preview.surface_depth(_sources(s), s.target[7]),
         "continued": lambda s: made_up.continued(s.photo, s.depth, s.depth > 2),
+    },
+    "world.made_up": {
+        "deep": lambda s: float(made_up.deep(s.depth <= 2)),
+        "softly": lambda s: made_up.softly(s.photo, s.depth, s.depth > 2),
+        "continued": lambda s: made_up.continued(s.photo, s.depth, s.depth > 2),
+        "sample": lambda s: made_up.sample(s.photo, s.depth.view(-1), s.depth.view(-1)),
     },
     "world.world": {
         "begin": lambda s: worlds.begin(s.photo, s.depth, s.start),
