@@ -99,14 +99,15 @@ class Panorama(Node):
         picture = _one(types.colour(image), "panorama")
         far = _distances(distance, tuple(panorama.check_panorama(picture).shape[:2]))
         cameras = panorama.around(views, (height, width), field_of_view, heading)
-        seen = panorama.depths(far, cameras)
+        seen, pictures = panorama.depths(far, cameras), panorama.pictures(picture, cameras)
+        cameras = panorama.around(views, (height, width), field_of_view)  # the world begins straight ahead, wherever that looks
         report = _report(cameras, seen)
         known = [i for i, depth in enumerate(seen) if (depth > 0).any()]
         if known[:1] != [0]:
             raise ValueError("no distance is known where the first view looks; turn the heading to where there is something")
         cameras, source = cameras[known], f"view of the panorama, {distance['distance']}"
         maps = tuple(depths.depth_map(seen[i], K, source) for i, K in zip(known, cameras.K, strict=True))
-        return io.NodeOutput(panorama.pictures(picture, cameras), maps, cameras, report, ui=ui.PreviewText(report))
+        return io.NodeOutput(pictures[known], maps, cameras, report, ui=ui.PreviewText(report))
 
 
 def _one(images: torch.Tensor, what: str) -> torch.Tensor:

@@ -146,6 +146,14 @@ def test_a_walk_of_a_third_of_a_unit_and_back_finds_the_panorama_again(node, roo
     assert psnr(back.image, images[0]) > 40
 
 
+def test_the_world_begins_straight_ahead_wherever_the_first_view_looks(node, room):
+    ahead, turned = (cut(node, room[0], {"distance": node.SPHERE, "radius": 4.0}, heading=heading) for heading in (0.0, 90.0))
+    assert_close(turned[2].w2c, ahead[2].w2c)
+    right = panorama.pictures(room[0], panorama.around(8, (112, 208), 90.0, heading=90.0)[0])
+    assert_close(turned[0][:1], right)
+    assert float((turned[0][0] - ahead[0][0]).abs().mean()) > 0.05
+
+
 def test_behind_is_remembered_too(node, room):
     images, maps, cameras, _ = cut(node, room[0], {"distance": node.SPHERE, "radius": 4.0}, width=208, height=112)
     world = begin(images[0], maps[0].depth, cameras[0], [(images[i], maps[i].depth, cameras[i]) for i in range(1, 8)])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lyra_core.cameras.camera import Cameras, pinhole, to_corner_origin
+from lyra_core.cameras.camera import Cameras, to_corner_origin
 from lyra_core.memory import posing
 from lyra_core.memory.depth import DepthMap
 from lyra_core.world.world import begin
@@ -225,11 +225,11 @@ def test_plain_pictures_are_left_out_without_an_error(shot):
 # ---------------------------------------------------------------------------------------------------------- places known
 
 
-def test_with_known_cameras_each_depth_gets_their_scale(shot):
+def test_with_known_cameras_each_depth_gets_their_scale_and_the_world_begins_at_the_first(shot, scenes):
     cameras, pictures, depths = shot(ARC)
-    moved = replace(cameras, w2c=cameras.w2c @ torch.linalg.inv(pinhole(SIZE, FOCAL).w2c))
-    found = posing.fitted(pictures, maps_of(depths, cameras.K[0], (0.5, 4.0, 1.0)), moved)
-    assert_close(cameras_of(found).w2c, moved.w2c)
+    elsewhere = replace(cameras, w2c=cameras.w2c @ torch.linalg.inv(scenes.standing([(3, 1, -2, 70)], SIZE, FOCAL).w2c))
+    found = posing.fitted(pictures, maps_of(depths, cameras.K[0], (0.5, 4.0, 1.0)), elsewhere)
+    assert_close(cameras_of(found).w2c, cameras.w2c, atol=1e-5, rtol=0)
     for its, depth in zip(found.placed, depths, strict=True):
         assert float((its.depth.depth / depth).median()) == pytest.approx(1, abs=0.01)
 

@@ -17,6 +17,7 @@ from benches import Result
 
 MODULES = {
     "geometry": ("warp", "retrieval", "preview", "control", "revisit", "memory"),
+    "posing": ("posing",),
     "model": ("model",),
     "loop": ("loop",),
     "recon": ("recon",),

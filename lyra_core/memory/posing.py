@@ -279,8 +279,9 @@ def _cost_to_first(found: list[Features], pairs: dict, maps: Sequence[DepthMap])
 def fitted(pictures: Tensor, maps: Sequence[DepthMap], cameras: Cameras, least: int = LEAST, on_step: OnStep = nothing) -> Placement:
     """Photos (F, H, W, 3) whose cameras are known, each depth brought to the cameras' units by where matches meet.
 
-    maps: the depth of each in units of its own; their lenses give way to the cameras'. Photos that show nothing of the
-    others are left out. ValueError if the cameras are not one each, or stand in one place, which gives no scale.
+    As elsewhere the first photo's camera ends at the origin. maps: the depth of each in units of its own; their lenses give
+    way to the cameras'. Photos that show nothing of the others are left out. ValueError if the cameras are not one each, or
+    stand in one place, which gives no scale.
     """
     _check_photos(pictures, maps)
     count, size = len(pictures), tuple(pictures.shape[1:3])
@@ -291,7 +292,7 @@ def fitted(pictures: Tensor, maps: Sequence[DepthMap], cameras: Cameras, least: 
     if float((check(cameras).centers - cameras.centers[0]).norm(dim=1).max()) < 1e-6:
         raise ValueError("these cameras all stand in one place, which tells no scale; place the photos by what they show alike")
     found, pairs = _matched(pictures, on_step)
-    maps = [replace(its, K=K.float().cpu()) for its, K in zip(maps, cameras.K, strict=True)]
+    maps, cameras = [replace(its, K=K.float().cpu()) for its, K in zip(maps, cameras.K, strict=True)], _from_first(cameras)
     counts, ratios = np.zeros((count, count), int), [np.empty(0) for _ in maps]
     for (i, j), pair in pairs.items():
         ends = found[i].pixels[pair[:, 0]], found[j].pixels[pair[:, 1]]
@@ -301,6 +302,12 @@ def fitted(pictures: Tensor, maps: Sequence[DepthMap], cameras: Cameras, least: 
             its, sure = depth_at(maps[k].depth, pixels)
             ratios[k] = np.concatenate([ratios[k], z[sure] / its[sure]])
     return _kept(maps, cameras, counts, [int(p) for p in _totals(pairs, count)], ratios, least)
+
+
+def _from_first(cameras: Cameras) -> Cameras:
+    """The same cameras in the world of the first, which stands at its origin."""
+    w2c = cameras.w2c.double() @ torch.linalg.inv(cameras.w2c[0].double())
+    return Cameras(w2c.float(), cameras.K.float(), cameras.size)
 
 
 def agreed(pictures: Tensor, maps: Sequence[DepthMap], cameras: Cameras, least: int = LEAST, on_step: OnStep = nothing) -> Placement:

@@ -7,6 +7,7 @@ off along that line counts less than what it is off across.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ SHARPEST, WORST_DEPTH = 0.3, 0.3  # pixels that a match is off at least; relativ
 TURNED = 1.25, 0.1  # a turn alone explains the matches if it errs no more than so many times a full pose, plus pixels
 NARROWEST = 1.0  # degrees between two rays from which on where they meet is believed
 FEWEST = 6  # points that a place is looked for with
+TRIED = 3  # guesses that are followed up
 MOVED, TOGETHER = 15, 0.2  # matches that moved together, and their spread in pictures' widths: a thing that moves
 DOUBTED = 0.05  # relative error of depth that is reckoned with where lenses are compared
 
@@ -79,32 +81,117 @@ def projected(points: np.ndarray, w2c: np.ndarray, K: np.ndarray) -> np.ndarray:
     return np.where(front[:, None], seen[:, :2] / np.where(front, seen[:, 2], 1)[:, None], np.inf)
 
 
-def resected(seen: Seen, K: np.ndarray, size: tuple[int, int]) -> Pose | None:
-    """The camera that sees the points where they are; None if there are too few of them, or none agree."""
+def resected(seen: Seen, K: np.ndarray, size: tuple[int, int], tried: int = TRIED) -> Pose | None:
+    """The camera that sees the points where they are, from so many guesses; None if there are too few points, or none agree."""
+    loose = LOOSE * max(size)
+    guesses = [w2c for w2c in _guesses(seen, K, loose) if w2c is not None]
+    # where many far points make a turn look like a step aside, the most that fit loosely may fit the worse place
+    guesses.sort(key=lambda w2c: _cost(seen, w2c, K, loose))
+    poses = [pose for pose in (_settled(seen, w2c, K, loose) for w2c in guesses[:tried]) if pose is not None]
+    return min(poses, key=lambda pose: _cost(seen, pose.w2c, K, loose), default=None)
+
+
+def _guesses(seen: Seen, K: np.ndarray, loose: float) -> Iterator[np.ndarray | None]:
+    """Places (4, 4) by all points, loosely and tightly, and by those of each photo alone, whose depths may disagree."""
+    every = np.ones(len(seen.points), bool)
+    yield _guess(seen, every, K, loose)
+    yield _guess(seen, every, K, loose / 4)
+    sources = np.unique(seen.sources)
+    for source in sources:
+        if len(sources) > 1:
+            yield _guess(seen, seen.sources == source, K, loose / 2)
+        yield _guess_by_rays(seen, seen.sources == source, K)
+
+
+def _guess(seen: Seen, some: np.ndarray, K: np.ndarray, limit: float) -> np.ndarray | None:
+    """w2c (4, 4) with which most of some points fit within `limit` pixels."""
     import cv2
 
-    if len(seen.points) < FEWEST:
+    points, pixels = np.ascontiguousarray(seen.points[some]), np.ascontiguousarray(seen.pixels[some])
+    if len(points) < FEWEST:
         return None
-    loose = LOOSE * max(size)
-    given = (np.ascontiguousarray(seen.points), np.ascontiguousarray(seen.pixels))
     done, _, _, fits = cv2.solvePnPRansac(
-        *given, K, None, iterationsCount=2000, reprojectionError=loose, confidence=0.9999, flags=cv2.SOLVEPNP_AP3P
+        points, pixels, K, None, iterationsCount=2000, reprojectionError=limit, confidence=0.9999, flags=cv2.SOLVEPNP_AP3P
     )
     if not done or fits is None or len(fits) < FEWEST:
         return None
-    fits = np.isin(np.arange(len(seen.points)), fits)
-    _, turn, shift = cv2.solvePnP(given[0][fits], given[1][fits], K, None, flags=cv2.SOLVEPNP_SQPNP)
-    turn, shift = cv2.solvePnPRefineLM(given[0][fits], given[1][fits], K, None, turn, shift)
+    points, pixels = points[fits[:, 0]], pixels[fits[:, 0]]
+    _, turn, shift = cv2.solvePnP(points, pixels, K, None, flags=cv2.SOLVEPNP_SQPNP)
+    turn, shift = cv2.solvePnPRefineLM(points, pixels, K, None, turn, shift)
     w2c = _matrix(cv2.Rodrigues(turn)[0], shift[:, 0])
+    return w2c if np.isfinite(w2c).all() else None
+
+
+def _guess_by_rays(seen: Seen, some: np.ndarray, K: np.ndarray) -> np.ndarray | None:
+    """w2c (4, 4) by how rays of one other photo meet these, which asks depth for nothing but how far that is.
+
+    Where depth is only laid out, it finds places that PnP misses; where the camera only turned, it finds nonsense.
+    """
+    import cv2
+
+    here = _rays(seen.pixels[some], K)
+    points = seen.points[some] - seen.centers[some]  # with the other camera at the origin, turned as the world
+    if not len(points):
+        return None
+    there = _unit(points)
+    lift = _to_front(there)
+    ahead = there @ lift.T
+    front = ahead[:, 2] > 0.1
+    if front.sum() < 2 * FEWEST:
+        return None
+    ahead, here, points = ahead[front], here[front], points[front]
+    flat = ahead[:, :2] / ahead[:, 2:], here[:, :2] / here[:, 2:]
+    essential, fits = cv2.findEssentialMat(*flat, np.eye(3), method=cv2.RANSAC, prob=0.9999, threshold=float(1 / K[0, 0]))
+    if essential is None or essential.shape != (3, 3):
+        return None
+    _, R, t, fits = cv2.recoverPose(essential, *flat, np.eye(3), mask=fits)
+    fits = fits[:, 0] > 0
+    if fits.sum() < FEWEST:
+        return None
+    local, t = (points[fits] @ lift.T) @ R.T, t[:, 0]
+    aside, along = np.cross(here[fits], t), np.cross(here[fits], local)
+    step = np.median(-(aside * along).sum(1) / np.maximum((aside**2).sum(1), 1e-12))
+    R = R @ lift
+    return _matrix(R, step * t - R @ seen.centers[some][0])
+
+
+def _to_front(rays: np.ndarray) -> np.ndarray:
+    """A rotation (3, 3) that brings the middle of rays (N, 3) to the z axis."""
+    ahead = _unit(rays).mean(0)
+    ahead /= max(np.linalg.norm(ahead), 1e-9)
+    right = np.cross([0.0, 1.0, 0.0] if abs(ahead[1]) < 0.9 else [0.0, 0.0, 1.0], ahead)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(ahead, right), ahead])
+
+
+def _settled(seen: Seen, w2c: np.ndarray, K: np.ndarray, loose: float) -> Pose | None:
+    """The likeliest pose near a guess, with the errors of matches and depth that it implies; None if too little fits."""
+    error, reach = _errors(seen, w2c, K)
+    off = np.linalg.norm(error, axis=1)
     for _ in range(3):
-        pixels, depth = _noise(*_errors(seen, w2c, K), fits)
-        w2c = _refined(seen, w2c, K, fits, pixels, depth)
-        error, reach = _errors(seen, w2c, K)
-        off = _unexplained(error, reach, ROBUST * depth)
         fits = off < loose
         if fits.sum() < FEWEST:
             return None
-    return Pose(w2c, np.linalg.norm(error, axis=1), off, fits)
+        pixels, depth = _noise(error, reach, fits)
+        w2c = _refined(seen, w2c, K, fits, pixels, depth)
+        error, reach = _errors(seen, w2c, K)
+        off = _unexplained(error, reach, ROBUST * depth)
+    return Pose(w2c, np.linalg.norm(error, axis=1), off, off < loose) if (off < loose).sum() >= FEWEST else None
+
+
+def _cost(seen: Seen, w2c: np.ndarray, K: np.ndarray, loose: float) -> float:
+    """Sum of squared pixels that matches lie off if depth is a little wrong; what is far off counts no more than what is off.
+
+    The limit is tight: where windows or tiles repeat, a wrong place fits more matches, but loosely.
+    """
+    across, along, fast = _parts(*_errors(seen, w2c, K))
+    return float(np.square(np.hypot(across, along / np.hypot(1, DOUBTED * fast)).clip(0, loose / 4)).sum())
+
+
+def misfit(seen: Seen, K: np.ndarray, size: tuple[int, int]) -> float:
+    """The cost of about the best place with a lens K."""
+    loose, pose = LOOSE * max(size), resected(seen, K, size, tried=1)
+    return len(seen.points) * (loose / 4) ** 2 if pose is None else _cost(seen, pose.w2c, K, loose)
 
 
 def _errors(seen: Seen, w2c: np.ndarray, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,15 +225,6 @@ def _noise(error: np.ndarray, reach: np.ndarray, fits: np.ndarray) -> tuple[floa
     square = np.square(1.4826 * along[tells]) - pixels**2
     depth = float(np.sqrt(max(0.0, np.median(square / np.maximum(np.square(fast[tells]), 1e-12))))) if tells.any() else 0.0
     return pixels, min(depth, WORST_DEPTH)
-
-
-def misfit(seen: Seen, K: np.ndarray, size: tuple[int, int]) -> float:
-    """Sum of squared pixels that matches lie off with a lens K; what does not fit counts as much as where matches end."""
-    loose, pose = LOOSE * max(size), resected(seen, K, size)
-    if pose is None:
-        return len(seen.points) * loose**2
-    across, along, fast = _parts(*_errors(seen, pose.w2c, K))
-    return float(np.square(np.hypot(across, along / np.hypot(1, DOUBTED * fast)).clip(0, loose)).sum())
 
 
 def _refined(seen: Seen, w2c: np.ndarray, K: np.ndarray, fits: np.ndarray, pixels: float, depth: float) -> np.ndarray:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Paints room.png, the picture that the demo walks into when it is given none: a hall whose walls are where the
-custom-trajectory workflow's room box has them."""
+custom-trajectory workflow's room box has them. With a folder: three photos and a panorama of the whole hall into it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lyra_core.cameras.camera import pinhole, unproject  # noqa: E402
-from lyra_core.memory.depth import _axes_through, room_box  # noqa: E402
+from lyra_core.cameras.camera import pinhole, pixel_grid, unproject  # noqa: E402
+from lyra_core.cameras.panorama import directions  # noqa: E402
+from lyra_core.memory.depth import axes_through, room_box  # noqa: E402
 
 SIZE, FOCAL, DISTANCE = (960, 1664), 1250.44, 6.0
+ROOM = ((-2.392, -2.095, -2.0), (2.392, 0.777, DISTANCE))  # what that picture shows, from (0, 0, 0), and as much behind it
+PHOTOS = (((0, 0, 0), 0.0), ((0.6, -0.1, 0.3), -0.14), ((1.1, -0.1, 0.6), -0.25))  # where they were taken; radians turned
 VANISHING, WALL = (0.5, 0.55), (0.2, 0.1, 0.8, 0.72)
 
 
@@ -100,18 +103,18 @@ def ceiling(x, z):
     return np.where(beam[..., None], wood, colour)
 
 
-def main() -> None:
-    camera = pinhole(SIZE, FOCAL)
-    depth = room_box(SIZE, camera.K[0], VANISHING, WALL, DISTANCE)
-    axes = _axes_through(camera.K[0], (VANISHING[0] * (SIZE[1] - 1), VANISHING[1] * (SIZE[0] - 1)))[1]
-    points = (unproject(depth.depth[None], camera)[0] @ axes.T).numpy().astype(float)
+def painted(points, behind=-np.inf):
+    """The picture of points (H, W, 3) on the room's surfaces, 0..1; behind: z of the wall at its other end."""
     x, y, z = points[..., 0], points[..., 1], points[..., 2]
     left, right, up, down = x.min(), x.max(), y.min(), y.max()
-    gaps = np.stack([DISTANCE - z, down - y, x - left, right - x, y - up])
+    gaps = np.stack([DISTANCE - z, down - y, x - left, right - x, y - up, z - behind])
     which = gaps.argmin(0)
     y_wall = (y - up) / (down - up) * 2.6 - 1.65          # the walls are drawn 2.6 units high
-    surfaces = [back(x, y_wall), floor(x, z), wall(z, y_wall, 2), wall(z, y_wall, 4), ceiling(x, z)]
-    colour = np.choose(which[..., None], surfaces)
+    ends, sides = (lambda i: back(x[i], y_wall[i])), (lambda seed: lambda i: wall(z[i], y_wall[i], seed))
+    surfaces = [ends, lambda i: floor(x[i], z[i]), sides(2), sides(4), lambda i: ceiling(x[i], z[i]), ends]
+    colour = np.empty((*x.shape, 3))
+    for number, surface in enumerate(surfaces):
+        colour[which == number] = surface(which == number)
     light = 0.42 + 0.75 * np.exp(-np.abs(z - 5.2) / 2.6)
     pool = np.exp(-((x - 0.35 * (6 - z)) ** 2) / 0.9) * np.exp(-((z - 4.2) ** 2) / 1.8)
     light = np.where(which == 1, light * (0.8 + 0.75 * pool), light)
@@ -119,9 +122,38 @@ def main() -> None:
     light = light * (0.62 + 0.38 * np.clip(corner / 0.55, 0, 1) ** 0.6)
     picture = np.clip(colour * light[..., None] * [1.06, 1.0, 0.92], 0, None)
     picture = picture / (1 + 0.18 * picture)
-    image = Image.fromarray((np.clip(picture, 0, 1) ** 0.9 * 255).astype(np.uint8))
-    image.resize((1280, 738), Image.LANCZOS).save(Path(__file__).with_name("room.png"), optimize=True)
+    return np.clip(picture, 0, 1) ** 0.9
+
+
+def seen_along(center, rays):
+    """Colours (H, W, 3) in 0..1 that rays (H, W, 3) from a point in the whole room meet, and how many of their lengths away."""
+    ends = (np.array(ROOM)[:, None, None] - center) / np.where(np.abs(rays) < 1e-9, 1e-9, rays)
+    away = ends.max(0).min(-1)
+    return painted((center + rays * away[..., None]).clip(*ROOM), ROOM[0][2]), away
+
+
+def paint_picture() -> None:
+    camera = pinhole(SIZE, FOCAL)
+    depth = room_box(SIZE, camera.K[0], VANISHING, WALL, DISTANCE)
+    axes = axes_through(camera.K[0], (VANISHING[0] * (SIZE[1] - 1), VANISHING[1] * (SIZE[0] - 1)))[1]
+    points = (unproject(depth.depth[None], camera)[0] @ axes.T).numpy().astype(float)
+    _image(painted(points)).resize((1280, 738), Image.LANCZOS).save(Path(__file__).with_name("room.png"), optimize=True)
+
+
+def paint_views(folder: Path) -> None:
+    """photo_1.png to photo_3.png on a walk to the right, and panorama.png, of the whole room."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (place, yaw) in enumerate(PHOTOS, 1):
+        camera = pinhole((480, 832), 620.0)
+        turned = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+        rays = (pixel_grid(camera.size) @ camera.K_inverse[0].T).numpy().astype(float) @ turned.T
+        _image(seen_along(np.array(place), rays)[0]).save(folder / f"photo_{number}.png")
+    _image(seen_along(np.zeros(3), directions((768, 1536)).numpy().astype(float))[0]).save(folder / "panorama.png")
+
+
+def _image(colours) -> Image.Image:
+    return Image.fromarray((colours * 255).astype(np.uint8))
 
 
 if __name__ == "__main__":
-    main()
+    paint_views(Path(sys.argv[1])) if len(sys.argv) > 1 else paint_picture()

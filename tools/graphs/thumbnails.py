@@ -7,6 +7,8 @@ models, its picture is the draft that the same graph gives without them, and say
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +24,9 @@ PATHS = ("Lyra2ZoomTrajectory", "Lyra2PresetTrajectory", "Lyra2EditTrajectory", 
 APPENDS = ("Lyra2AppendChunk", "Lyra2AppendFrames")
 WALKS = ("Lyra2Explore", "Lyra2PreviewChunks", *APPENDS)
 ROOM = {"source": "room box", "source.vanishing_x": 0.5, "source.distance": 6.0, "source.field_of_view": 67.4, **parts.ROOM}
+FIRST = {"source": "room box", "source.vanishing_x": 0.5, "source.vanishing_y": 0.5, "source.distance": 6.0}  # of photo_1.png
+FIRST |= {"source.wall_left": 0.2026, "source.wall_right": 0.7974, "source.wall_top": 0.048, "source.wall_bottom": 0.6676}
+FIRST |= {"source.field_of_view": 67.72}
 DRAFT = "drafted by the geometry preview"
 OUTSIDE = {"direction": "out", "strength": 1.3, "upward_ratio": 0.45}  # of the room, for looking at a whole splat
 
@@ -29,6 +34,9 @@ OUTSIDE = {"direction": "out", "strength": 1.3, "upward_ratio": 0.45}  # of the 
 SHOWN = {
     "custom_trajectory": ("walk",),
     "zoom": ("walk out", "walk in"),
+    "photos_to_world": ("walk", "above"),
+    "video_to_world": ("half", "above"),
+    "panorama_to_world": ("walk", "half", "above"),
     "lyra_step_by_step": ("append second", "plan", "above"),
     "lyra_photo_to_splat": ("walk", "splat", "above"),
     "lyra_zoom": ("walk out", "walk in", "above"),
@@ -48,6 +56,7 @@ SHOWN = {
 def make(folder: Path, graphs: Mapping[str, Graph], run: Callable[[dict], None], server) -> None:
     """One <name>.jpg for each graph. `run` runs a prompt on `server`."""
     shutil.copyfile(PHOTO, server.base / "input" / PHOTO.name)
+    subprocess.run([sys.executable, str(PHOTO.with_name("make_room.py")), str(server.base / "input")], check=True)
     for name, graph in graphs.items():
         if name not in SHOWN:
             continue  # a picture of the page itself
@@ -62,7 +71,7 @@ def make(folder: Path, graphs: Mapping[str, Graph], run: Callable[[dict], None],
 
 def prompt_of(name: str, graph: Graph, shown: tuple[str, ...]) -> dict:
     """The graph's paths and walks, few frames each, as an API prompt that saves what is shown."""
-    nodes = dict(_begun())
+    nodes = dict(_begun_from_views(name) if name in ("photos_to_world", "video_to_world", "panorama_to_world") else _begun())
     for node_name, node in graph.nodes.items():
         if node.kind in PATHS:
             nodes[node_name] = _short(node)
@@ -98,6 +107,24 @@ def _begun() -> dict[str, dict]:
         "depth": _api("Lyra2Depth", image=["scaled", 0], **ROOM),
         "begin": _api("Lyra2BeginWorld", image=["scaled", 0], depth=["depth", 0], prompt=""),
     }
+
+
+def _begun_from_views(name: str) -> dict[str, dict]:
+    """A world of the three photos, or of the panorama, of the room that `make_room` paints."""
+    nodes = {f"photo {i}": _api("LoadImage", image=f"photo_{i}.png") for i in (1, 2, 3)}
+    nodes["scaled"] = _api("BatchImagesNode", **{f"images.image{i}": [f"photo {i + 1}", 0] for i in range(3)})
+    nodes["first"] = _api("ImageFromBatch", image=["scaled", 0], batch_index=0, length=1)
+    nodes["depth"] = _api("Lyra2Depth", image=["first", 0], **FIRST)
+    places = {"places": "by what they show alike", "places.depth": ["depth", 0], "places.focal": "as given"}
+    nodes["photos"] = _api("Lyra2Photos", images=["scaled", 0], least_matches=30, **places)
+    if name == "panorama_to_world":
+        room = {"room_width": 4.78, "room_length": 8.0, "room_height": 2.87, "camera_height": 0.777}
+        distance = {"distance": "room", **{f"distance.{key}": value for key, value in room.items()}}
+        cut = {"views": 12, **parts.SIZE, "field_of_view": 90.0, "heading": 0.0}
+        nodes = {"panorama": _api("LoadImage", image="panorama.png")}
+        nodes["photos"] = _api("Lyra2Panorama", image=["panorama", 0], **distance, **cut)
+    begun = {"image": ["photos", 0], "depth": ["photos", 1], "cameras": ["photos", 2]}
+    return {**nodes, "begin": _api("Lyra2BeginWorld", prompt="", **begun)}
 
 
 def _short(node: Node) -> dict:
