@@ -248,7 +248,7 @@ def _generator_input():
     return io.DynamicCombo.Input(
         "generator",
         options=[io.DynamicCombo.Option(LYRA, []), *vace, io.DynamicCombo.Option(PREVIEW, [])],
-        tooltip="Who paints the frames. Lyra 2: 'quality' above is its. Wan VACE: any Wan 2.1 VACE, or the two experts of Wan "
+        tooltip="Who paints the frames. Lyra 2: 'quality' below is its. Wan VACE: any Wan 2.1 VACE, or the two experts of Wan "
         "2.2 VACE Fun. geometry preview: no weights, needs no model.",
     )
 
@@ -293,6 +293,7 @@ class Explore(Node):
                 io.Model.Input(
                     "low_noise_model", optional=True, raw_link=True, tooltip="Of Wan 2.2 VACE Fun the low noise expert."
                 ),
+                _generator_input(),
                 io.Int.Input(
                     "chunks", default=2, min=0, max=1000, tooltip="How many chunks of 80 frames to make. 0: the world as it is."
                 ),
@@ -326,7 +327,6 @@ class Explore(Node):
                 ),
                 alignment_input(),
                 save_input(),
-                _generator_input(),
             ],
             outputs=[types.World.Output(display_name="world"), _report_output()],
         )

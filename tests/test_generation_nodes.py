@@ -146,3 +146,12 @@ def test_a_sampled_chunk_is_the_host_s_own_sampling(nodes, quality, monkeypatch)
         assert by_kind["LoraLoaderModelOnly"]["strength_model"] == 1.0
     else:
         assert by_kind["Lyra2Sigmas"] == {"schedule": "full", "schedule.steps": 20, "schedule.shift": 3.0}
+
+
+def test_who_paints_is_the_first_choice_and_a_graph_saved_when_it_was_the_last_is_refused(nodes):
+    """Saved graphs list widgets by place: what was first then, a count, must be no generator now."""
+    first = next(known for known in nodes.Explore.define_schema().inputs if known.get_io_type() in ("COMFY_DYNAMICCOMBO_V3", "INT", "STRING"))
+    assert first.id == "generator"
+    assert not any(option.key.isdigit() for option in first.options)
+    with pytest.raises(ValueError, match="input 'generator'"):
+        nodes.Explore.execute(None, [0, 1], chunks="A quiet room", first_chunk=0, quality={"quality": "full"}, save_to="", generator=2)

@@ -20,8 +20,9 @@ from ..cameras.camera import Cameras, join
 from ..conditioning.correspondence import guides
 from ..conditioning.framepack import LATENT_FRAMES, LYRA2, FramePackLayout, spatial_frames, temporal_latents
 from ..conditioning.history import Guides, History
+from ..memory.depth import sharpened
 from ..memory.depth_alignment import DepthEstimator, NoScaleError, in_scene_units, known_depth
-from ..memory.warp import lift, splat
+from ..memory.patches import draw, patches
 from ..world import control
 from ..world.world import ChunkPlan, Latents, World, append, keyframe_ids, to_uint8, warped_views
 from . import streaming_vae
@@ -253,8 +254,8 @@ def _depths(world, plan, ids, pictures, estimator, alignment) -> tuple[Tensor, s
 def invented(world: World, target: Cameras) -> Tensor:
     """(F, H, W) which pixels of new views lie outside what the photo shows; on the CPU."""
     seed, device = world.memory[0], geometry_device(world.size)
-    points = lift(seed.depth.to(device), seed.camera.to(device), torch.zeros(*world.size, 0, device=device), continuity=None)
-    return ~splat(points, target.to(device)).seen.cpu()
+    surface, target = patches(sharpened(seed.depth.to(device)), seed.camera.to(device)), target.to(device)
+    return torch.stack([draw(surface, target[i]) <= 0 for i in range(len(target))]).cpu()
 
 
 # ------------------------------------------------------------------------------------- where the VAE has got to
