@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import parts
 from .describe import Column, Graph, Node
-from .parts import DMD_LORA, NEGATIVE, PROMPT, RECONSTRUCTOR, SIZE, from_left_to_right
+from .parts import DMD_LORA, NEGATIVE, PROMPT, RECONSTRUCTOR, SIZE, VIEWS, from_left_to_right
 from .preview import zoom_paths
 
 TEXT = """## {title}
@@ -43,7 +43,7 @@ def note(title: str, what: str, *files: str, sizes: str = "", painter: str = "*L
 def explore(path: str, chunks: int, steps: int, distilled: bool, save_to: str, prompt: str | tuple = PROMPT) -> Node:
     quality = {"quality": "DMD", "quality.dmd_lora": DMD_LORA}
     quality = quality if distilled else {"quality": "full", "quality.steps": steps}
-    values = {"chunks": chunks, "negative": NEGATIVE, "save_to": parts.folder_of_worlds(save_to), **quality}
+    values = {"chunks": chunks, "negative": NEGATIVE, "save_to": parts.folder_of_worlds(save_to), "views": VIEWS, **quality}
     sources = {
         "world": ("begin", 0),
         "cameras": (path, 0),
@@ -261,7 +261,7 @@ def chunk(which: str, world: str, name: str) -> tuple[Column, ...]:
 
     return (
         {
-            own("retrieve"): stage("Lyra2RetrieveHistory", "Retrieve History", {}, plan),
+            own("retrieve"): stage("Lyra2RetrieveHistory", "Retrieve History", {"views": VIEWS}, plan),
             own("see retrieved"): shown("What is retrieved", 1),
             own("see warped"): shown("Newest frame, warped", 2),
         },

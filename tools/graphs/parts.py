@@ -21,6 +21,7 @@ NEGATIVE = (
 DMD_LORA = "lyra2_dmd_distillation.safetensors"
 RECONSTRUCTOR = "lyra2_reconstruction.pt"
 SHIPPED_PATH, SHIPPED_CAPTIONS = "shipped: walk.json", "shipped: captions.json"  # of Lyra 2 Load Trajectory
+VIEWS = 3  # cameras of a chunk that frames are retrieved for: `bench views` finds no more with 5 or 8
 NOTE = "MarkdownNote"  # its text is its only widget
 
 

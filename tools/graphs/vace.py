@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import parts
 from .describe import Column, Graph, Node
-from .parts import NEGATIVE, PROMPT, SIZE, from_left_to_right
+from .parts import NEGATIVE, PROMPT, SIZE, VIEWS, from_left_to_right
 from .preview import zoom_paths
 
 TRANSFORMER = "wan2.1_vace_1.3B_fp16.safetensors"
@@ -38,7 +38,7 @@ def models() -> Column:
 
 
 def explore(path: str, chunks: int, save_to: str, prompt: str | tuple = PROMPT) -> Node:
-    values = {"chunks": chunks, "negative": NEGATIVE, "save_to": parts.folder_of_worlds(save_to), "views": 3, "generator": "Wan VACE"}
+    values = {"chunks": chunks, "negative": NEGATIVE, "save_to": parts.folder_of_worlds(save_to), "views": VIEWS, "generator": "Wan VACE"}
     sources = {
         "world": ("begin", 0),
         "cameras": (path, 0),
@@ -97,6 +97,9 @@ def any_video_model() -> Graph:
         "One chunk of 80 frames. *Lyra 2 Control Views* gives a video with grey holes, a mask (1 = paint), disparity, and what was "
         "retrieved; *Lyra 2 Append Frames* takes what comes back. Between them stand ComfyUI's own VACE nodes: **put any other video model "
         "there** that takes a video and a mask. For a second chunk copy the walk and begin it with the grown world.\n\n"
+        "**Uni3C** (with the 14B only) is one more guide, by ComfyUI's own nodes: *ModelPatchLoader* (`Wan21_Uni3C_controlnet_fp16` in "
+        "`models/model_patches`) and *WanUni3CControlnetApply* between the diffusion model and *KSampler*. Its render_video is the control "
+        "video with black holes: *ImageCompositeMasked* of a black *EmptyImage* of `length` frames onto it, with the mask.\n\n"
         "**You bring** a photo and a prompt."
     )
     zoom = {"direction": "in", "strength": 0.4, "frames": 81}
@@ -124,7 +127,7 @@ def any_video_model() -> Graph:
         ),
         parts.walk(
             {
-                "retrieve": Node("Lyra2RetrieveHistory", {"views": 3}, {"world": ("begin", 0), "cameras": ("path walk", 0)}),
+                "retrieve": Node("Lyra2RetrieveHistory", {"views": VIEWS}, {"world": ("begin", 0), "cameras": ("path walk", 0)}),
                 "views": Node("Lyra2ControlViews", {}, plan),
             },
             {
