@@ -21,6 +21,7 @@ MODULES = {
     "model": ("model",),
     "loop": ("loop",),
     "recon": ("recon",),
+    "drop": ("drop",),
     "explorer": ("explorer",),
     "gpu": ("gpu",),
     "photos": ("fill", "consistency", "views"),
