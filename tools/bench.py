@@ -17,7 +17,7 @@ from benches import Result
 
 MODULES = {
     "geometry": ("warp", "retrieval", "preview", "control", "revisit", "memory"),
-    "posing": ("posing",),
+    "posing": ("posing", "posing_photos"),
     "model": ("model",),
     "loop": ("loop",),
     "recon": ("recon",),

@@ -1,4 +1,7 @@
-"""Posing photos of a room of which everything is known, beside what was measured before: errors, matches, seconds."""
+"""Posing photos of a room of which everything is known, beside what was measured before; and frames of a walk from real ones.
+
+The walk is the shipped one, as the geometry preview renders it from the photos that the command is given (see `photos`).
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lyra_core.cameras import camera_files, trajectory
+from lyra_core.cameras.camera import Cameras
 from lyra_core.memory import posing
 from lyra_core.memory.depth import DepthMap
+from lyra_core.world import preview
+from lyra_core.world.world import begin, plan
 
 from . import Result
+from .photos import TOOLS, Photo, photos
 from .scenes import FURNISHED, errors, standing, traced
 
 ARC = [(0, 0, 0), (0.5, 0, 0.2, -6), (1, 0.1, 0.2, -12), (1.5, 0.2, 0.2, -20), (-0.8, 0.3, 0.2, 10)]
@@ -50,9 +58,32 @@ def bench_posing() -> Iterator[Result]:
         yield Result(f"{name}: worst of {len(at) - 1} photos, {spent:.1f} s", value, f"{before} before", met)
 
 
+def bench_posing_photos() -> Iterator[Result]:
+    for photo in photos((288, 496)):
+        path, pictures = _walked(photo)
+        found = posing.place(pictures, [DepthMap(photo.depth, photo.camera.K[0], "by its lines")])
+        at = [its.photo for its in found.placed]
+        worst = errors(replace(path[at], w2c=torch.cat([its.camera.w2c for its in found.placed])), path[at])
+        way = float(path.centers.norm(dim=1).max())
+        yield Result(
+            f"{photo.name}: {len(at)} of {len(pictures)} frames of a walk placed, {way:.2f} units away",
+            f"{worst[0]:.2f} deg, {worst[1]:.3f}",
+        )
+
+
+def _walked(photo: Photo) -> tuple[Cameras, Tensor]:
+    """Five cameras of the shipped walk, as far as the photo's depth lets it go, and what the preview shows there."""
+    size, scale = photo.camera.size, float(photo.depth.median()) / 6
+    path = trajectory.scale(camera_files.load_cameras(TOOLS / "demo" / "path.json", 49, 1.0, size), scale)
+    path = replace(path, w2c=path.w2c @ torch.linalg.inv(path.w2c[0]), K=photo.camera.K.expand(len(path), 3, 3))[::12]
+    world = begin(photo.image, photo.depth, photo.camera)
+    sources = preview.remembered_sources(world, plan(world, path[1]))
+    return path, torch.stack([preview.look_up(sources, path[i]).image for i in range(len(path))])
+
+
 def _bent(depths: Tensor, off: float) -> Tensor:
     v, u = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in depths.shape[1:]), indexing="ij")
     return torch.stack([depth * (1 + off * torch.sin(2.5 * u + 1.3 * v + i)) for i, depth in enumerate(depths)])
 
 
-BENCHES: dict[str, Callable[[], Iterator[Result]]] = {"posing": bench_posing}
+BENCHES: dict[str, Callable[[], Iterator[Result]]] = {"posing": bench_posing, "posing_photos": bench_posing_photos}
