@@ -75,6 +75,8 @@ def test_each_pixel_shows_the_nearest_of_all_triangles_that_its_ray_meets():
     found = draw(mesh, camera)
     depth = torch.where(found.depth > 0, found.depth, torch.inf).view(-1).double()
     assert ((depth - expected).abs() < 1e-4).float().add((depth == expected).float()).clamp(max=1).mean() > 0.995
+    nearest, there = torch.where(hit, z, torch.inf).argmin(1), hit.any(1)
+    assert (found.face.view(-1) == nearest)[there].float().mean() > 0.995
     assert hit.any(1).float().mean() > 0.3 and not hit.any(1).all()
 
 
