@@ -18,7 +18,7 @@ from PIL import Image
 from ..lyra_core.cameras import camera_files
 from ..lyra_core.cameras.camera import Cameras, check
 from ..lyra_core.cameras.camera_path import path_of
-from ..lyra_core.exports import bundle, ground, mjcf_files, surface, usd_files, walkable
+from ..lyra_core.exports import bundle, ground, mjcf_files, surface, usd_files, viewer_files, walkable, web_libraries
 from ..lyra_core.splats import splat_files
 from ..lyra_core.splats.gaussians import Gaussians
 from ..lyra_core.world.world import World, to_uint8
@@ -27,6 +27,8 @@ from . import types
 from .node import Node
 from .splat import sound_splat
 from .video import encode
+
+VENDOR = Path(__file__).resolve().parent.parent / "js" / "vendor"  # where the libraries may lie if the frontend lacks them
 
 
 @dataclass(frozen=True)
@@ -287,6 +289,13 @@ def _steps(
         parts += (invented, "faces of ground"), (places or None, "places to begin at")
         return "; ".join(_counted(part, name) for part, name in parts if part is not None)
 
+    libraries = _libraries() if web else ""
+    no_page = libraries if isinstance(libraries, str) else ""
+
+    def write_viewer(folder: Path, on_picture: Callable) -> str:
+        radius = 0.0 if no_ground else sources.wanted.body.radius
+        return viewer_files.save(folder, libraries, cameras, None if no_ground else found, radius)
+
     def write_colmap(file: Path, on_picture: Callable) -> str:
         count = bundle.save_colmap(file.parent, cameras, sources.picture, every, gaussians, on_picture)
         return f"{count:,} pictures of {cameras.size[1]}x{cameras.size[0]}"
@@ -306,6 +315,7 @@ def _steps(
         Step("splat.ply", no_splat, of_gaussians(splat_files.save_ply)),
         Step("splat.spz", off(web, "web") or no_splat, of_gaussians(splat_files.save_spz)),
         Step("splat.splat", off(web, "web") or no_splat, of_gaussians(splat_files.save_splat)),
+        Step("viewer", off(web, "web") or no_splat or no_cameras or no_page, write_viewer),
         Step("points.ply", no_splat, of_gaussians(lambda g, file: splat_files.save_points(g.means, g.colors, file))),
         Step("mesh.glb", no_mesh, lambda file, _: _save_mesh(file, mesh)),
         Step("collision.glb", no_mesh, lambda file, _: _save_collision(file, sources.collision)),
@@ -322,6 +332,17 @@ def _steps(
         Step("colmap", off(colmap, "colmap") or no_cameras or no_pictures, write_colmap),
         Step("flythrough.mp4", off(video, "video") or no_pictures, write_video),
     ]
+
+
+def _libraries() -> dict[str, str] | str:
+    """three.js and spark out of the host's own frontend, or why they are not to be had."""
+    server = types.running_server()
+    if server is None:
+        return "its page needs three.js and spark of ComfyUI's frontend, and no server is running"
+    try:
+        return web_libraries.extract(web_libraries.find(Path(server.web_root), VENDOR))
+    except web_libraries.LibraryError as reason:
+        return str(reason)
 
 
 def _require_usd() -> None:

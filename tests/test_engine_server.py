@@ -64,7 +64,7 @@ def world(run, base) -> str:
 
 
 SPLATS = {"splat.ply", "splat.spz", "splat.splat", "points.ply"}
-EVERYTHING = {*SPLATS, "mesh.glb", "collision.glb", "world.usdz", "colmap", "cameras.npz", "flythrough.mp4", "README.md"}
+EVERYTHING = {*SPLATS, "viewer", "mesh.glb", "collision.glb", "world.usdz", "colmap", "cameras.npz", "flythrough.mp4", "README.md"}
 
 
 def files_of(folder: Path) -> set[str]:

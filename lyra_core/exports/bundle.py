@@ -59,6 +59,11 @@ KINDS = {
     "splat.splat": Kind(
         "the gaussians, large ones first, plain colours in 8 bits", OPENCV, "antimatter15/splat, Spark, Babylon.js"
     ),
+    "viewer": Kind(
+        "a page that shows splat.spz: orbit, walk on the map, the cameras as bookmarks, headsets; with three.js and Spark (MIT)",
+        "",
+        "any browser, from a file server: `python -m http.server` in this folder, then /viewer/",
+    ),
     "points.ply": Kind("the centres of the gaussians with their colours", OPENCV, "MeshLab, CloudCompare, Open3D"),
     "mesh.glb": Kind("the surface as it was connected, coloured", Y_UP, "Blender, Unity, Unreal, Godot, three.js"),
     "collision.glb": Kind("the surface with fewer faces, to bump into", Y_UP, "Unity, Unreal, Godot as a collider"),
