@@ -65,8 +65,10 @@ def server(start):
         yield running
 
 
-def prompt_of(launcher, server, project, name: str, *settings: str) -> dict:
+def prompt_of(launcher, server, project, name: str, *settings: str, bypassed: bool = True) -> dict:
     workflow = json.loads((project / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    for node in workflow["nodes"]:
+        node["mode"] = node["mode"] if bypassed else 0
     object_info = server.get("/object_info")
     prompt = launcher.to_api_format(workflow, object_info)
     own = {"width": WIDTH, "height": HEIGHT, "file": "trajectory.npz", "captions": "captions.json", "pose_scale": 1.1}
@@ -130,6 +132,24 @@ def test_every_workflow_of_vace_runs_from_its_file(launcher, server, project, ba
     made_by = [chunks_of(of_the_photo(worlds, name))[1]["settings"]["generator"] for name in ("vace_zoom_out", "any_video_model")]
     assert made_by == ["wan vace", "another model"]
     assert chunks_of(of_the_photo(worlds, "vace_custom_trajectory"))[1]["prompt"] == "a room"
+
+
+def test_uni3c_guides_vace_once_its_nodes_are_no_longer_bypassed(launcher, server, project, base):
+    name, worlds = "any_video_model", base / "output" / "worlds"
+    own = [f"EmptyImage.width={WIDTH}", f"EmptyImage.height={HEIGHT}", "Lyra2AppendFrames.save_to=worlds/uni3c"]
+    prompt = prompt_of(launcher, server, project, name, *VACE_WORKFLOWS[name], *own, bypassed=False)
+    assert "WanUni3CControlnetApply" in {node["class_type"] for node in prompt.values()}
+    walk = next(key for key, node in prompt.items() if node["class_type"] == "Lyra2AppendFrames")
+    wanted, waiting = {}, [walk]  # nothing that comes after the walk
+    while waiting:
+        key = waiting.pop()
+        wanted[key] = prompt[key]
+        waiting += [value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list)]
+    launcher.run_prompt(server, wanted)
+    without, guided = (
+        load_file(folder / chunks_of(folder)[1]["file"])["frames"] for folder in (of_the_photo(worlds, name), worlds / "uni3c")
+    )
+    assert guided.shape == without.shape and not guided.equal(without)
 
 
 def test_lyra_goes_on_where_vace_left_off(launcher, server, project, base):

@@ -185,6 +185,7 @@ def test_a_world_of_mixed_generators_is_saved_reopened_rewound_and_exported(laun
     info = server.get("/object_info")["Lyra2ExportWorld"]["input"]["required"]
     export = {name: spec[1]["default"] for name, spec in info.items() if len(spec) > 1 and "default" in spec[1]}
     export |= {name: spec[1]["options"][0] for name, spec in info.items() if spec[0] == "COMBO" and name not in export}
+    export["ground"] = "as seen"
     prompt = {"load": again["load"], "export": {"class_type": "Lyra2ExportWorld", "inputs": {**export, "world": ["load", 0]}}}
     launcher.run_prompt(server, prompt)
     text = next((base / "output").rglob("README.md")).read_text(encoding="utf-8")

@@ -254,6 +254,26 @@ def write_vace_files(models: Path) -> None:
         write_vace(models / "diffusion_models" / f"wan2.{name}.safetensors", 1 + seed // 2, 6 + seed)
 
 
+def write_uni3c(path: Path, width: int = 128, seed: int = 9) -> Path:
+    """A Uni3C controlnet for a transformer of this width."""
+    from comfy.ldm.wan.uni3c import WanUni3CControlnet
+
+    sizes = dict.fromkeys(("conv_out_dim", "out_proj_dim", "time_embed_dim"), width)
+    sizes |= {"dim": 96, "ffn_dim": 64, "num_layers": 2, "mid_channels": 16}
+    with torch.device("meta"):
+        network = WanUni3CControlnet(**sizes, device="meta", operations=torch.nn)
+    shapes = {key: tuple(weight.shape) for key, weight in network.state_dict().items()}
+    names = {".q.": ".to_q.", ".k.": ".to_k.", ".v.": ".to_v.", ".o.": ".to_out.0."}
+    weights = {}
+    for key, value in random_weights(shapes, seed):
+        for ours, theirs in names.items():
+            key = key.replace(f".self_attn{ours}", f".self_attn{theirs}")
+        weights[key] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path, {"format": "pt"})
+    return path
+
+
 def write_lora(path: Path, dim: int, seed: int = 5) -> Path:
     """A LoRA of rank 2 on one projection of a transformer that wide."""
     shapes = {f"diffusion_model.blocks.0.self_attn.q.lora_{n}.weight": s for n, s in (("A", (2, dim)), ("B", (dim, 2)))}
@@ -270,4 +290,5 @@ def write_all(models: Path) -> Path:
     write_da3(models / "geometry_estimation" / "depth_anything_3_mono_large.safetensors")
     write_da3_gaussians(models / "geometry_estimation" / "lyra2_reconstruction.pt")
     write_lora(models / "loras" / "lyra2_dmd_distillation.safetensors", 96)
+    write_uni3c(models / "model_patches" / "Wan21_Uni3C_controlnet_fp16.safetensors")
     return models

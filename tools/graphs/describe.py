@@ -17,6 +17,7 @@ class Node:
     values: Mapping[str, object] = field(default_factory=dict)  # widget -> value
     sources: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # input -> (name of a node, its output)
     title: str = ""
+    bypassed: bool = False  # there, and passed over until somebody presses Ctrl+B
 
 
 Column = Mapping[str, Node]  # from the top down

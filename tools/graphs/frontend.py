@@ -41,6 +41,7 @@ FILES = {
     "VAELoader": "wan-vae",
     "LoadDA3Model": "da3-mono",
 }
+BYPASSED = 4
 INPUTS_NODE, OUTPUTS_NODE = -10, -20  # the frontend's ids of a subgraph's two ends
 INNER_IDS = 100  # of a subgraph's nodes from here on, because the frontend renumbers what is also the id of a node outside
 
@@ -195,7 +196,7 @@ class Writer:
             "size": list(size),
             "flags": {},
             "order": number - 1,
-            "mode": 0,
+            "mode": BYPASSED if node.bypassed else 0,
             "inputs": [],
             "outputs": [],
             "properties": properties,

@@ -97,9 +97,9 @@ def any_video_model() -> Graph:
         "One chunk of 80 frames. *Lyra 2 Control Views* gives a video with grey holes, a mask (1 = paint), disparity, and what was "
         "retrieved; *Lyra 2 Append Frames* takes what comes back. Between them stand ComfyUI's own VACE nodes: **put any other video model "
         "there** that takes a video and a mask. For a second chunk copy the walk and begin it with the grown world.\n\n"
-        "**Uni3C** (with the 14B only) is one more guide, by ComfyUI's own nodes: *ModelPatchLoader* (`Wan21_Uni3C_controlnet_fp16` in "
-        "`models/model_patches`) and *WanUni3CControlnetApply* between the diffusion model and *KSampler*. Its render_video is the control "
-        "video with black holes: *ImageCompositeMasked* of a black *EmptyImage* of `length` frames onto it, with the mask.\n\n"
+        "**Uni3C** (with the 14B only, whose width it has) is one more guide, by ComfyUI's own nodes, bypassed here: select the four "
+        "bypassed ones, press Ctrl+B, and choose `Wan21_Uni3C_controlnet_fp16` from `models/model_patches`. It is shown the control video "
+        "with black holes.\n\n"
         "**You bring** a photo and a prompt."
     )
     zoom = {"direction": "in", "strength": 0.4, "frames": 81}
@@ -116,7 +116,8 @@ def any_video_model() -> Graph:
         "control_masks": ("views", 1),
     }
     sampling = {"steps": 20, "cfg": 6.0, "sampler_name": "uni_pc", "scheduler": "simple"}
-    sample = {"model": ("transformer", 0), "positive": ("told", 0), "negative": ("told", 1), "latent_image": ("told", 2)}
+    uni3c = {"model": ("transformer", 0), "model_patch": ("uni3c file", 0), "vae": ("vae", 0), "render_video": ("render", 0)}
+    sample = {"model": ("uni3c", 0), "positive": ("told", 0), "negative": ("told", 1), "latent_image": ("told", 2)}
     plan = {"world": ("begin", 0), "plan": ("retrieve", 0)}
     grow = {**plan, "images": ("decode", 0), "depth_estimator": ("estimator", 0)}
     return from_left_to_right(
@@ -133,6 +134,17 @@ def any_video_model() -> Graph:
             {
                 "told": Node("WanVaceToVideo", SIZE, told),
                 "see control": Node("PreviewImage", {}, {"images": ("views", 0)}),
+            },
+            {
+                "uni3c file": Node("ModelPatchLoader", {"name": "Wan21_Uni3C_controlnet_fp16.safetensors"}, bypassed=True),
+                "black": Node("EmptyImage", SIZE, {"batch_size": ("views", 4)}, bypassed=True),
+                "render": Node(
+                    "ImageCompositeMasked",
+                    {},
+                    {"destination": ("views", 0), "source": ("black", 0), "mask": ("views", 1)},
+                    bypassed=True,
+                ),
+                "uni3c": Node("WanUni3CControlnetApply", {}, uni3c, bypassed=True),
             },
             {
                 "sample": Node("KSampler", sampling, sample),
