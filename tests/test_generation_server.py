@@ -145,6 +145,7 @@ def test_uni3c_guides_vace_once_its_nodes_are_no_longer_bypassed(launcher, serve
         key = waiting.pop()
         wanted[key] = prompt[key]
         waiting += [value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list)]
+    wanted["saved"] = {"class_type": "Lyra2SaveWorld", "inputs": {"world": [walk, 0], "folder": "worlds/uni3c"}}
     launcher.run_prompt(server, wanted)
     without, guided = (
         load_file(folder / chunks_of(folder)[1]["file"])["frames"] for folder in (of_the_photo(worlds, name), worlds / "uni3c")
