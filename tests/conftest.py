@@ -32,19 +32,17 @@ sys.path.append(str(PROJECT / "tests"))  # what tests share
 load_package("lyra_core", PROJECT / "lyra_core")
 
 
-# Workers that share the suite take a file each, because its tests share a server; but one of them takes all files that draw
-# pages, which a CPU does with every core that it has. What takes longest comes first, so that all end together.
-PAGES = ("test_explorer_page", "test_explorer_life", "test_browser", "test_viewer")
-LONGEST = ("pages", "test_generation_server", "test_server", "test_lyra2_host", "test_engine_server", "test_generation")
+# Files that take longest, so that workers that share the suite begin with them and end together. Files that draw pages, which
+# takes every core, stand where one of two workers is likely to draw at a time.
+LONGEST = (
+    "test_explorer_page", "test_generation_server", "test_server", "test_explorer_life", "test_lyra2_host", "test_generation",
+    "test_engine_server", "test_browser",
+)  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items: list) -> None:
     if hasattr(config, "workerinput"):
-        groups = {item: "pages" if item.path.stem in PAGES else item.path.stem for item in items}
-        items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
-        for item, group in groups.items():
-            item.add_marker(pytest.mark.xdist_group(group))
+        items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -368,7 +368,7 @@ def test_whole_runs_of_the_tests_use_every_core_and_short_ones_do_not(launcher, 
     tests = [str(project / "tests" / name) for name in ("test_files.py", "test_layers.py")]
     for arguments in ([], ["-q"], [str(project / "tests")], tests, ["-n", "0"], ["-n0"], ["-q", "-s"], ["--dist=load"]):
         launcher.run_tests(arguments)
-    assert ["-n" in arguments and "loadgroup" in arguments for arguments in called] == [True] * 3 + [False] * 5
+    assert ["-n" in arguments and "loadfile" in arguments for arguments in called] == [True] * 3 + [False] * 5
 
 
 # --------------------------------------------------------------------------------------------------- damaged workflows

@@ -740,7 +740,7 @@ def shared_out(arguments: list[str]) -> list[str]:
     if any(argument.startswith(own) for argument in arguments):
         return []
     # tests of a file share a server; files begin in the order that tests/conftest.py gives them
-    return ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadgroup", "--no-loadscope-reorder"]
+    return ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def run_tool(name: str, arguments: list[str]) -> int:

@@ -105,6 +105,7 @@ class ExplorerPage:
     def __init__(self, browser, server, size=(1500, 900), pack="ComfyUI-LyraWorlds"):
         self.server, self.pack = server, pack
         self.tab = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        self.tab.set_default_timeout(1000 * PATIENCE)
         self.errors: list[str] = []
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
         self.requests: list = []
