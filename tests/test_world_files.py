@@ -262,9 +262,12 @@ def test_saving_a_world_writes_what_its_folder_has_lost(tmp_path):
 
 
 def test_walking_again_makes_what_was_lost_again(tmp_path):
-    whole, damaged = copied(tmp_path, "whole"), copied(tmp_path, "damaged")
+    whole, damaged = tmp_path / "walked", tmp_path / "lost"
     cameras = camera_files.load_cameras(CASE / "path.npz")
-    begun = world_files.load(whole, chunks=0)
+    begun = world_files.load(copied(tmp_path, "whole"), chunks=0)
+    preview.explore(begun, cameras, chunk_frames=4, folder=whole)
+    shutil.copytree(whole, damaged)
+    max(damaged.glob("*.safetensors"), key=lambda file: file.stat().st_mtime).unlink()
     grown = preview.explore(begun, cameras, chunk_frames=4, folder=damaged)
     assert len(grown) == 9 and world_files.load(damaged).keys == world_files.load(whole).keys
     for found, expected in zip(world_files.load(damaged).memory.keyframes, world_files.load(whole).memory.keyframes, strict=True):
