@@ -289,7 +289,7 @@ def _steps(
         parts += (invented, "faces of ground"), (places or None, "places to begin at")
         return "; ".join(_counted(part, name) for part, name in parts if part is not None)
 
-    libraries = _libraries() if web else ""
+    libraries = _libraries() if web and gaussians is not None and cameras is not None else ""
     no_page = libraries if isinstance(libraries, str) else ""
 
     def write_viewer(folder: Path, on_picture: Callable) -> str:

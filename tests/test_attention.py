@@ -69,13 +69,14 @@ def test_a_card_is_measured_once_and_one_without_the_kernel_never_fails(attentio
 
     def milliseconds(run):
         asked.append(run)
-        if len(asked) == 1 and ours is None:
+        if len(asked) == 1:
+            return theirs
+        if ours is None:
             raise RuntimeError("No available kernel. Aborting execution.")
-        return ours if len(asked) == 1 else theirs
+        return ours
 
     monkeypatch.setattr(attention, "milliseconds", milliseconds)
-    attention._cudnn_is_faster.cache_clear()
-    key = (torch.device("cpu"), torch.float32, (1, 8, 24), 3)
-    assert attention._cudnn_is_faster(*key) is attention._cudnn_is_faster(*key) is faster
-    assert len(asked) == (1 if ours is None else 2)
-    attention._cudnn_is_faster.cache_clear()
+    monkeypatch.setattr(attention, "_faster", {})
+    q = torch.randn(1, 8, 24)
+    assert attention._cudnn_is_faster(q, q, q, 3) is attention._cudnn_is_faster(q, q, q, 3) is faster
+    assert len(asked) == 2

@@ -7,8 +7,7 @@ missing; so each device, precision and size is measured once, when it first come
 from __future__ import annotations
 
 import logging
-from functools import cache
-from math import prod
+from math import inf, prod
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +19,12 @@ TRIES = 2  # of each kernel, after one to warm up
 WORTHWHILE = 2**24  # products of queries and keys from which on a measurement pays
 
 log = logging.getLogger(__name__)
+_faster: dict[tuple, bool] = {}  # device, precision, size and heads -> whether cuDNN was faster there
 
 
 def self_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: dict) -> Tensor:
     """(B, L, heads * width) of queries, keys and values of that shape: the host's attention, or cuDNN's where it is faster."""
-    if _free_to_choose(q, transformer_options) and _cudnn_is_faster(q.device, q.dtype, tuple(q.shape), heads):
+    if _free_to_choose(q, transformer_options) and _cudnn_is_faster(q, k, v, heads):
         return by_cudnn(q, k, v, heads)
     return host.optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options)
 
@@ -49,17 +49,19 @@ def by_cudnn(q: Tensor, k: Tensor, v: Tensor, heads: int, kernel: SDPBackend = S
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-@cache
-def _cudnn_is_faster(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], heads: int) -> bool:
-    sample = [torch.randn(shape, device=device, dtype=dtype) for _ in range(3)]
-    try:
-        ours = milliseconds(lambda: by_cudnn(*sample, heads))
-    except RuntimeError as reason:  # no kernel for this card, this torch or this width
-        log.info("no attention by cuDNN for %s: %s", shape, reason)
-        return False
-    theirs = milliseconds(lambda: host.attention_pytorch(*sample, heads=heads))
-    log.info("attention of %s: %.1f ms by cuDNN, %.1f ms by the host's first choice", shape, ours, theirs)
-    return ours < theirs
+def _cudnn_is_faster(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
+    """Measured on these very tensors, because a card that is full of weights has no room for others."""
+    kind = (q.device, q.dtype, tuple(q.shape), heads)
+    if kind not in _faster:
+        theirs = milliseconds(lambda: host.attention_pytorch(q, k, v, heads=heads))
+        try:
+            ours = milliseconds(lambda: by_cudnn(q, k, v, heads))
+        except RuntimeError as reason:  # no kernel for this card, this torch or this width, or no memory for it
+            log.info("no attention by cuDNN for %s: %s", kind, reason)
+            ours = inf
+        log.info("attention of %s: %.1f ms by cuDNN, %.1f ms by the host's first choice", kind, ours, theirs)
+        _faster[kind] = ours < theirs
+    return _faster[kind]
 
 
 def milliseconds(run) -> float:
