@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree as xml
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
 from .walkable import OCCUPIED, Body, Walkable
 
@@ -60,8 +61,6 @@ def _numbers(*values: float) -> str:
 
 def _everywhere(height: np.ndarray) -> np.ndarray:
     """Heights with the nearest ground where there is none: a height field has no holes."""
-    from scipy.ndimage import distance_transform_edt
-
     where = distance_transform_edt(~np.isfinite(height), return_distances=False, return_indices=True)
     return height[tuple(where)]
 
