@@ -205,6 +205,7 @@ CASES = {
         "in_front": lambda s: planes.in_front(planes.planes(s.depth, s.depth > 0)),
     },
     "memory.retrieval": {
+        "coverage": lambda s: torch.tensor(list(retrieval.coverage(_grown(s).memory, s.target[[7, 15]]).values())),
         "retrieve": lambda s: torch.tensor(
             retrieval.retrieve(_grown(s).memory, s.target[[7, 15]]) + retrieval.retrieve(s.keyframes, s.target, by="ownership")
         ),

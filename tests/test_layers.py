@@ -13,7 +13,7 @@ CORE = Path(__file__).resolve().parent.parent / "lyra_core"
 
 # The rooms from the top floor down: a module may import those beside it and those of the floors below. Loose modules of
 # the package are floors of their own. `models`, which knows the host, lives above all of them.
-FLOORS = ("models", "world", "exports", "conditioning", "splats", "memory", "metrics", "cameras", "array_files", "files")
+FLOORS = ("models", "training", "world", "exports", "conditioning", "splats", "memory", "metrics", "cameras", "array_files", "files")
 THIRD_PARTIES = {"torch", "numpy", "scipy", "safetensors"}
 EXTRA = {
     "cameras/path_picture": {"PIL"},

@@ -92,6 +92,22 @@ def retrieve(
     return [keyframes[c].frame for c in select(keyframes, sightings, nearest, count, tolerance)][::-1]
 
 
+def coverage(
+    memory: SpatialMemory | Sequence[Keyframe], targets: Cameras, *, tolerance: float = TOLERANCE
+) -> dict[int, int]:
+    """How many cells of the target views each keyframe sees, by its frame id; a cell is STRIDE x STRIDE pixels.
+
+    What another one sees too counts for both: a nearer surface of any of them hides the others'.
+    """
+    keyframes = list(memory.keyframes if isinstance(memory, SpatialMemory) else memory)
+    seen = dict.fromkeys((keyframe.frame for keyframe in keyframes), 0)
+    if keyframes:
+        sightings, nearest = _sightings(keyframes, targets.subsampled(STRIDE), tolerance, False)
+        for candidate, (cells, z) in sightings.items():
+            seen[keyframes[candidate].frame] = len(cells[z <= nearest[cells] + tolerance].unique())
+    return seen
+
+
 def _greedy_coverage(keyframes, sightings, nearest: Tensor, count: int, tolerance: float) -> list[int]:
     """Candidates in the order they are picked: each adds the most cells not yet covered, the earliest one wins ties."""
     candidates = sorted(sightings)

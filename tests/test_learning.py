@@ -1,0 +1,113 @@
+"""How the host's networks are called by training: the codec goes on where a walk does, the transformer sees what a walk shows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from learners import generator, look, wall
+from torch.testing import assert_close
+
+from lyra_core.cameras.camera import pinhole
+from lyra_core.memory.depth import room_box
+from lyra_core.training import losses, optimisation
+from lyra_core.training.contracts import Encoders
+from lyra_core.training.examples import evaluating, example
+from lyra_core.training.recipe import Recipe
+from lyra_core.training.sample import Sample, Window
+from lyra_core.world.world import append, begin, keyframe_ids, plan
+
+SIZE = (32, 48)
+NET = {"rank": 8, "dim": 24, "ffn_dim": 48, "num_heads": 2, "num_layers": 2, "text_dim": 16, "freq_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def vae(comfy_host, tiny_models, tmp_path_factory):
+    import comfy.sd
+    from safetensors.torch import load_file
+
+    return comfy.sd.VAE(sd=load_file(tiny_models.write_vae(tmp_path_factory.mktemp("vae") / "vae.safetensors", dim=4)))
+
+
+@pytest.fixture(scope="module")
+def codec(vae):
+    from lyra_core.models import learning, streaming_vae
+
+    streaming_vae.load(vae, (4, 6))
+    return learning.HostCodec(vae)
+
+
+@pytest.fixture
+def model(comfy_host, tiny_models, tmp_path):
+    import comfy.sd
+
+    with torch.inference_mode(False):
+        path = tiny_models.write_lyra2(tmp_path / "lyra2.safetensors", {**tiny_models.LYRA2_14B, **NET})
+        return comfy.sd.load_diffusion_model(str(path), {"dtype": torch.float32})
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return wall(161)
+
+
+def encoders(codec):
+    from lyra_core.models import learning
+
+    def tell(caption):
+        return torch.tensor([[float(len(caption) + i) / 20 for i in range(16)]] * 3)
+
+    def see(picture):
+        return look(picture).new_zeros(257, 1280) + picture.mean()
+
+    return Encoders(codec, see, learning.padded(tell))
+
+
+def test_a_video_encoded_in_parts_is_the_video_encoded_at_once(codec):
+    frames = torch.cat([(video := wall(129, (16, 16))).pictures([0] * 8), video.pictures(range(129))])
+    whole = codec.encode(frames)
+    assert_close(codec.encode(frames[129:], frames[:129]), whole[:, 33:], atol=1e-5, rtol=1e-4)
+    decoded = codec.decode(whole)
+    assert_close(codec.decode(whole[:, 33:], whole[:, :33]), decoded[129:], atol=1e-5, rtol=1e-4)
+    assert decoded.shape == frames.shape and whole.std() < 50
+
+
+def test_training_sees_what_a_walk_shows(codec, vae, model):
+    """The second chunk of a world, packed by the loop and made into an example."""
+    from lyra_core.models import generation, lyra2_host, streaming_vae
+
+    room = room_box(SIZE, pinhole(SIZE, 40.0).K[0], (0.5, 0.5), (0.3, 0.3, 0.7, 0.7), 4.0)
+    path = wall(161).cameras
+    world = begin(wall(1).picture(0) / 2 + 0.5, room.depth, path[:1])
+    frames, depths = wall(161).frames, {}
+    first = plan(world, path[1:81], views=1)
+    depths = {frame: room.depth for frame in keyframe_ids(first)}
+    world = append(world, first, frames[1:81], torch.zeros(80, *SIZE, dtype=torch.bool), depths)
+    second = plan(world, path[81:161], views=1)
+    packed = generation.pack(world, second, vae)
+    sample = Sample("walk", torch.cat([world.first.frames, frames[1:]]), path, {0: room.depth, **depths})
+    shown = example(sample, Window(1, 81, 80), encoders(codec), evaluating(Recipe()), generator()).condition
+    base = model.model
+    assert_close(shown.history, base.process_latent_in(packed.latents[None])[0], atol=2e-5, rtol=1e-4)
+    assert_close(shown.warped, base.process_latent_in(packed.warped[None])[0], atol=1e-3, rtol=1e-3)
+    guides = packed.guides()
+    assert_close(shown.rays, guides.rays)
+    assert_close(shown.correspondences, guides.correspondences)
+    assert streaming_vae.network_of(vae) and lyra2_host.CONDITIONING_KEY
+
+
+def test_a_step_trains_the_transformer_where_the_filter_says_with_and_without_checkpoints(codec, model, sample):
+    from lyra_core.models import learning
+
+    network = model.model.diffusion_model
+    weights = optimisation.trained(network, optimisation.of_lyra2)
+    shown, found = example(sample, Window(0, 1, 80), encoders(codec), Recipe(), generator()), []
+    for checkpointed in (False, True):
+        network.zero_grad()
+        call = learning.as_model(network, checkpointed=checkpointed)
+        loss = losses.flow_loss(call, [shown], Recipe(), generator(2), losses.nearest_timestep(600))
+        loss.backward()
+        found.append((loss.item(), {name: weight.grad.clone() for name, weight in weights.items()}))
+        assert all(weight.grad is None for name, weight in network.named_parameters() if name not in weights)
+    assert found[0][0] == found[1][0] > 0
+    assert_close(found[0][1], found[1][1])
+    assert all(grad.abs().sum() > 0 for grad in found[0][1].values())
