@@ -20,7 +20,7 @@ class CleanLatents:
 
     stream: Tensor  # (16, still + T, h, w) the first frame repeated, then the video, encoded as one
     alone: Mapping[int, Tensor]  # frame -> (16, h, w) the frame encoded as a picture of its own
-    codec: str  # the name of the codec that made them
+    codec: str  # what made them, see `codec_key`
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,18 @@ def still(sample: Sample, latents: int) -> Tensor:
 
 def encoded(sample: Sample, codec: Codec, latents: int, chunk: int, stride: int) -> Sample:
     """The sample with its latents, the still ones in front, unless it has them from this codec already."""
-    if sample.latents is not None and sample.latents.codec == codec.name:
+    key = codec_key(codec, latents, chunk, stride)
+    if sample.latents is not None and sample.latents.codec == key:
         return sample
     whole = (len(sample) - 1) // chunk * chunk  # a codec may not take any other number of frames
     stream = codec.encode(torch.cat([still(sample, latents), sample.pictures(range(1, 1 + whole))]))
     alone = {frame: codec.encode(sample.picture(frame)[None])[:, 0] for frame in {0, *candidates(sample, stride)}}
-    return replace(sample, latents=CleanLatents(stream, alone, codec.name))
+    return replace(sample, latents=CleanLatents(stream, alone, key))
+
+
+def codec_key(codec: Codec, latents: int, chunk: int, stride: int) -> str:
+    """Tells latents of one codec, with so many still ones in front, from others."""
+    return f"{codec.name} still {latents} chunk {chunk} stride {stride}"
 
 
 def candidates(sample: Sample, stride: int) -> list[int]:
