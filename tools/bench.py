@@ -26,6 +26,7 @@ MODULES = {
     "gpu": ("gpu",),
     "photos": ("fill", "consistency", "views"),
     "writers": ("writers",),
+    "fleet": ("fleet",),
 }
 NAMES = [name for names in MODULES.values() for name in names]
 

@@ -3,6 +3,7 @@
 
     python tools/comfy.py demo [IMAGE] [--frames N] [--depth]    a photo becomes a world: video, splat, cameras in ./output
     python tools/comfy.py run WORKFLOW.json [--set NODE.INPUT=VALUE]...
+    python tools/comfy.py fleet JOBS [--address ray://HEAD:10001]    many worlds, on all GPUs of one or many machines
     python tools/comfy.py serve [--port N]              ComfyUI with the pack, for the browser
     python tools/comfy.py test [pytest arguments]
     python tools/comfy.py golden DIR                    compare with a folder of reference numbers
@@ -57,7 +58,7 @@ TORCH = ("torch==2.13.0",)
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 # for running workflows and for tests: what converts graphs, drives a browser and opens our files as others do
 TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "comfy-cli==1.23.0", "playwright>=1.50", "plyfile>=1.0", "ruff>=0.6")
-TOOLS += ("trimesh>=4", "rtree>=1.3", "pycolmap>=4", "mujoco>=3.3")
+TOOLS += ("trimesh>=4", "rtree>=1.3", "pycolmap>=4", "mujoco>=3.3", "ray[client]>=2.50")
 
 
 def tool(name: str) -> ModuleType:
@@ -206,7 +207,7 @@ def ensure_environment(host: Path, locked: bool = False) -> Path:
 
 def set_up(python: Path, pip: Callable[..., None], wanted: list[str]) -> None:
     """A new environment with torch and these requirements, or what an old one lacks of it."""
-    say(f"setting up the environment in {python.parent.parent} (once, about 2.8 GB without CUDA) ...")
+    say(f"setting up the environment in {python.parent.parent} (once, about 3.1 GB without CUDA) ...")
     if not python.exists():
         succeed([sys.executable, "-m", "venv", str(home() / "venv")], "making the environment (is python3-venv installed?)")
 
@@ -317,8 +318,20 @@ def start_server(base: Path, output: Path, port: int, log, *extra: str) -> subpr
     )
 
 
+# What ends a server whose launcher was killed: it would keep its card's memory and go on writing. Reads until nobody writes.
+GUARD = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.stdin.buffer.read()
+try:
+    os.kill(int(sys.argv[1]), getattr(signal, "SIGKILL", signal.SIGTERM))
+except OSError:
+    pass
+"""
+
+
 class Server:
-    """A running host: starts on enter, stops on exit, answers HTTP in between."""
+    """A running host: starts on enter, stops on exit, answers HTTP in between; it ends with the process that started it."""
 
     def __init__(self, base: Path, output: Path, *extra: str):
         self.base, self.output, self.extra = base, output, extra
@@ -329,6 +342,7 @@ class Server:
         self.base.mkdir(parents=True, exist_ok=True)
         self.log = open(self.log_path, "wb")
         self.process = start_server(self.base, self.output, self.port, self.log, *self.extra)
+        self.guard = subprocess.Popen([sys.executable, "-S", "-c", GUARD, str(self.process.pid)], stdin=subprocess.PIPE)
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -348,6 +362,8 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        self.guard.kill()
+        self.guard.communicate()
         self.log.close()
 
     def log_tail(self, lines: int = 40) -> str:
@@ -747,6 +763,8 @@ def run_tool(name: str, arguments: list[str]) -> int:
     return subprocess.call([sys.executable, str(PROJECT / "tools" / f"{name}.py"), *arguments])
 
 
+
+
 def run_models(arguments: list[str]) -> int:
     return tool("models").main(arguments)
 
@@ -793,7 +811,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-PASSED_ON = ("test", "golden", "bench", "workflows", "lock", "models")  # commands that read their arguments themselves
+PASSED_ON = ("test", "golden", "bench", "workflows", "lock", "models", "fleet")  # commands that read their arguments themselves
 
 
 def main(arguments: list[str]) -> int:
@@ -834,6 +852,8 @@ def carry_out(options, rest: list[str]) -> int:
         return run_tests(rest)
     if options.command == "models":
         return run_models(rest)
+    if options.command == "fleet":
+        return tool("fleet").main(rest)
     return run_tool(options.command, rest)
 
 
