@@ -16,7 +16,7 @@ from lyra_core.training.recipe import Recipe
 from lyra_core.training.sample import Sample, Window
 from lyra_core.world.world import append, begin, keyframe_ids, plan
 
-SIZE = (32, 48)
+SIZE = (16, 32)
 NET = {"rank": 8, "dim": 24, "ffn_dim": 48, "num_heads": 2, "num_layers": 2, "text_dim": 16, "freq_dim": 32}
 
 
@@ -32,7 +32,7 @@ def vae(comfy_host, tiny_models, tmp_path_factory):
 def codec(vae):
     from lyra_core.models import learning, streaming_vae
 
-    streaming_vae.load(vae, (4, 6))
+    streaming_vae.load(vae, (2, 4))
     return learning.HostCodec(vae)
 
 
@@ -47,7 +47,7 @@ def model(comfy_host, tiny_models, tmp_path):
 
 @pytest.fixture(scope="module")
 def sample():
-    return wall(161)
+    return wall(161, SIZE)
 
 
 def encoders(codec):
@@ -76,9 +76,9 @@ def test_training_sees_what_a_walk_shows(codec, vae, model):
     from lyra_core.models import generation, lyra2_host, streaming_vae
 
     room = room_box(SIZE, pinhole(SIZE, 40.0).K[0], (0.5, 0.5), (0.3, 0.3, 0.7, 0.7), 4.0)
-    path = wall(161).cameras
-    world = begin(wall(1).picture(0) / 2 + 0.5, room.depth, path[:1])
-    frames, depths = wall(161).frames, {}
+    path = wall(161, SIZE).cameras
+    world = begin(wall(1, SIZE).picture(0) / 2 + 0.5, room.depth, path[:1])
+    frames, depths = wall(161, SIZE).frames, {}
     first = plan(world, path[1:81], views=1)
     depths = {frame: room.depth for frame in keyframe_ids(first)}
     world = append(world, first, frames[1:81], torch.zeros(80, *SIZE, dtype=torch.bool), depths)
@@ -111,3 +111,85 @@ def test_a_step_trains_the_transformer_where_the_filter_says_with_and_without_ch
     assert found[0][0] == found[1][0] > 0
     assert_close(found[0][1], found[1][1])
     assert all(grad.abs().sum() > 0 for grad in found[0][1].values())
+
+
+# ----------------------------------------------------------------------------------------------------------- adapters
+
+
+@pytest.fixture(scope="module")
+def shown(codec, sample):
+    return example(sample, Window(0, 1, 80), encoders(codec), evaluating(Recipe()), generator())
+
+
+def train_a_little(trainee, shown, steps=12, rate=0.05, **more):
+    from lyra_core.models import adapters
+
+    adam, found = optimisation.optimiser(trainee.weights.values(), rate), []
+    with adapters.in_place(trainee, [], **more) as call:
+        for _ in range(steps):
+            adam.zero_grad()
+            loss = losses.flow_loss(call, [shown], Recipe(), generator(1), losses.nearest_timestep(850))
+            loss.backward()
+            adam.step()
+            found.append(loss.item())
+    return found
+
+
+def test_a_lora_is_learned_where_the_filter_says_and_the_stock_loader_takes_it(model, shown):
+    import comfy.sd
+
+    from lyra_core.models import adapters, learning
+
+    before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
+    trainee = adapters.with_adapters(model, optimisation.of_lyra2, 4)
+    found = train_a_little(trainee, shown)
+    assert found[-1] < 0.9 * found[0]
+    lora = trainee.lora()
+    modules = {name.split(".lora_")[0].removeprefix("diffusion_model.") for name in lora if ".lora_" in name}
+    matrices = {name for name, weight in model.model.diffusion_model.named_parameters() if weight.ndim > 1}
+    assert {f"{module}.weight" for module in modules} == set(filter(optimisation.of_lyra2, matrices))
+    assert all(lora[f"diffusion_model.{module}.alpha"] == 4 for module in modules)
+    assert all(weight.grad is None and not weight.requires_grad for weight in trainee.network.parameters())
+    assert all(torch.equal(before[name], weight) for name, weight in model.model.state_dict().items())
+    patched = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
+    comfy.model_management.load_models_gpu([patched])
+    call = learning.as_model(patched.model.diffusion_model)
+    loss = losses.flow_loss(call, [shown], Recipe(), generator(1), losses.nearest_timestep(850))
+    assert loss.item() < 0.9 * found[0]
+    comfy.model_management.unload_all_models()
+
+
+def test_all_weights_are_learned_and_their_differences_are_a_lora(model, shown):
+    import comfy.sd
+
+    from lyra_core.models import adapters, learning
+
+    trainee = adapters.of_all_weights(model, optimisation.of_lyra2)
+    found = train_a_little(trainee, shown, 4, 1e-3)
+    assert found[-1] < found[0]
+    patched = comfy.sd.load_lora_for_models(model, None, trainee.lora(), 1.0, 0)[0]
+    comfy.model_management.load_models_gpu([patched])
+    loaded = dict(patched.model.diffusion_model.named_parameters())
+    for name, weight in trainee.weights.items():
+        assert_close(loaded[name], weight, atol=1e-6, rtol=1e-5)
+    assert learning.as_model(patched.model.diffusion_model)
+    comfy.model_management.unload_all_models()
+
+
+def test_products_may_be_in_bfloat16(model, shown):
+    from lyra_core.models import adapters
+
+    trainee = adapters.with_adapters(model, optimisation.matching("self_attn"), 2)
+    found = train_a_little(trainee, shown, 2, half=True)
+    assert all(weight.dtype == torch.float32 and weight.grad.isfinite().all() for weight in trainee.weights.values())
+    exact = train_a_little(adapters.with_adapters(model, optimisation.matching("self_attn"), 2), shown, 1)
+    assert found[0] == pytest.approx(exact[0], rel=0.05) and found[0] != exact[0]
+
+
+def test_what_can_not_be_trained_is_refused(model):
+    from lyra_core.models import adapters
+
+    with pytest.raises(ValueError, match="a rank of 1 at least, found 0"):
+        adapters.with_adapters(model, optimisation.of_lyra2, 0)
+    with pytest.raises(ValueError, match="nothing would be learned"):
+        adapters.with_adapters(model, optimisation.matching("nowhere"), 4)

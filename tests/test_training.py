@@ -250,8 +250,9 @@ def test_half_of_the_steps_are_plain_and_the_others_spoilt_or_from_the_photo():
 def test_each_kind_of_step_shows_what_it_says(sample):
     seeds = {kind_of(0, SMALL, generator(seed)): seed for seed in range(20)}
     spoiling, beginning, plain = Painter().requires_grad_(False), Painter(), Painter()
-    training_example(sample, spoiling, ENCODERS, exactly(), generator(seeds["spoilt"]), 0)
+    spoilt = training_example(sample, spoiling, ENCODERS, exactly(), generator(seeds["spoilt"]), 0)
     assert len(spoiling.calls) == 1
+    assert all((spoilt.condition.image - look(sample.picture(8 * i))).abs().max() > 1e-3 for i in range(5))
     first = training_example(sample, beginning, ENCODERS, exactly(), generator(seeds["photo"]), 0)
     assert torch.equal(first.target, sample.latents.stream[:, 7:9])
     assert_close(first.condition.history, sample.latents.stream[:, :1].expand_as(first.condition.history))

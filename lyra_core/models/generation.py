@@ -112,15 +112,23 @@ def warped_latents(world: World, plan: ChunkPlan, vae: VAE) -> Tensor:
 
 
 def look(clip_vision: comfy.clip_vision.ClipVisionModel, world: World) -> comfy.clip_vision.Output:
-    """CLIP's view of the newest frame as the reference prepares it: stretched to a square, nothing cropped or rounded."""
+    """CLIP's view of the newest frame."""
     comfy.model_management.load_model_gpu(clip_vision.patcher)
-    picture = world.exact(len(world) - 1).movedim(-1, 0)[None].to(clip_vision.load_device)
+    seen = comfy.clip_vision.Output()
+    seen["penultimate_hidden_states"] = look_at(clip_vision, world.exact(len(world) - 1))
+    return seen
+
+
+def look_at(clip_vision: comfy.clip_vision.ClipVisionModel, picture: Tensor) -> Tensor:
+    """CLIP's view (1, tokens, width) of a picture (H, W, 3) in -1 .. 1, by a model that is loaded.
+
+    As the reference prepares it: stretched to a square, nothing cropped or rounded.
+    """
+    picture = picture.movedim(-1, 0)[None].to(clip_vision.load_device)
     picture = F.interpolate(picture, (CLIP_SIZE, CLIP_SIZE), mode="bicubic", align_corners=False) * 0.5 + 0.5
     mean, spread = (picture.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_SPREAD))
     hidden = clip_vision.model(pixel_values=(picture - mean) / spread, intermediate_output=-2)[1]
-    seen = comfy.clip_vision.Output()
-    seen["penultimate_hidden_states"] = hidden.to(comfy.model_management.intermediate_device())
-    return seen
+    return hidden.to(comfy.model_management.intermediate_device())
 
 
 # ------------------------------------------------------------------------------------------------ what becomes of it

@@ -13,7 +13,17 @@ from torch import nn
 from . import state as states
 from .contracts import Encoders, Model
 from .losses import flow_loss
-from .optimisation import CYCLE, LARGEST_NORM, LEARNING_RATE, WARM_UP, WEIGHT_DECAY, optimiser, rate_factor, set_rate, tame
+from .optimisation import (
+    CYCLE,
+    LARGEST_NORM,
+    LEARNING_RATE,
+    WARM_UP,
+    WEIGHT_DECAY,
+    optimiser,
+    rate_factor,
+    set_rate,
+    tame,
+)
 from .recipe import Recipe
 from .sample import Sample
 from .self_augmentation import training_example
