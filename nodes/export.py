@@ -18,7 +18,17 @@ from PIL import Image
 from ..lyra_core.cameras import camera_files
 from ..lyra_core.cameras.camera import Cameras, check
 from ..lyra_core.cameras.camera_path import path_of
-from ..lyra_core.exports import bundle, ground, mjcf_files, surface, usd_files, viewer_files, walkable, web_libraries
+from ..lyra_core.exports import (
+    bundle,
+    ground,
+    mjcf_files,
+    parts,
+    surface,
+    usd_files,
+    viewer_files,
+    walkable,
+    web_libraries,
+)
 from ..lyra_core.splats import splat_files
 from ..lyra_core.splats.gaussians import Gaussians
 from ..lyra_core.world.world import World, to_uint8
@@ -58,6 +68,7 @@ class Sources:
     origin: tuple[float, float, float]  # of the files' coordinates in those of the map that the cameras came from
     collision_faces: int
     wanted: Wanted | None = None
+    convex: bool = False  # whether what collides is convex parts
 
     @cached_property
     def walkable(self) -> walkable.Walkable | str:
@@ -84,6 +95,17 @@ class Sources:
             return surface.decimate(full, self.collision_faces)
         except ImportError as error:
             raise ImportError(f"{error}; or set `collision_faces` to 0, which takes the mesh as it is") from error
+
+
+    @cached_property
+    def parts(self) -> list[surface.Mesh] | None:
+        """Convex parts of all of the surface that is no floor; None: the triangles themselves collide."""
+        if not self.convex or self.mesh is None:
+            return None
+        found = self.walkable
+        if isinstance(found, str):
+            return parts.convex(self.collision)
+        return parts.convex(self.collision.only(~found.ground.floor_of(self.collision)), found.ground.eyes)
 
 
 @dataclass(frozen=True)
@@ -185,6 +207,12 @@ class ExportWorld(Node):
                     tooltip="Nobody sees the floor at his own feet. continued: the seen floor goes on under the path, marked as "
                     "invented, with a map for robots and places to begin at. Needs a mesh, and a world or cameras.",
                 ),
+                io.Boolean.Input(
+                    "convex_parts",
+                    default=False,
+                    tooltip="What stands on the floor as convex parts in world.usdz and world.xml, for engines that take a mesh for "
+                    "its convex hull; half a minute. Off: the triangles, and boxes in world.xml. Needs coacd: pip install coacd.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="folder"),
@@ -197,17 +225,19 @@ class ExportWorld(Node):
     @classmethod
     def execute(
         cls, folder, usd, colmap, web, video, geometry_model, collision_faces, metres_per_unit, fps, every,
-        ground=MappingProxyType({"ground": "as seen"}), splat=None, mesh=None, world=None, cameras=None, images=None,
+        ground=MappingProxyType({"ground": "as seen"}), convex_parts=False, splat=None, mesh=None, world=None, cameras=None, images=None,
     ) -> io.NodeOutput:  # fmt: skip
         path = types.output_folder(folder)
         wanted = None if ground["ground"] == "as seen" else Wanted(ground["margin"], ground["radius"], ground["height"], metres_per_unit)
-        sources = replace(_sources(splat, mesh, world, cameras, images, collision_faces), wanted=wanted)
+        sources = replace(_sources(splat, mesh, world, cameras, images, collision_faces), wanted=wanted, convex=convex_parts)
         steps = _steps(sources, usd, colmap, web, video, metres_per_unit, fps, every)
         terms = bundle.licences(None if world is None else _generators(world), geometry_model)
         size = None if sources.gaussians is None else bundle.spread(sources.gaussians.means)
         with bundle.writing(path) as place:
             facts, skipped = _write(place, steps)
-            text = bundle.readme(place, path.name, facts, skipped, terms, metres_per_unit, size, sources.origin)
+            found = sources.walkable
+            level = None if isinstance(found, str) else found.ground.level
+            text = bundle.readme(place, path.name, facts, skipped, terms, metres_per_unit, size, sources.origin, level)
             (place / "README.md").write_text(text, encoding="utf-8")
         report = bundle.report(path, facts, skipped, terms)
         return io.NodeOutput(
@@ -270,7 +300,9 @@ def _steps(
         "" if gaussians is not None or mesh is not None or cameras is not None else "there is nothing to put in it"
     )
     if usd and not nothing:
-        _require_usd()
+        _required(usd_files.require, "usd")
+    if sources.convex and mesh is not None:
+        _required(parts.require, "convex_parts")
 
     found = sources.walkable
     no_ground = found if isinstance(found, str) else ""
@@ -281,20 +313,23 @@ def _steps(
 
     def write_usd(file: Path, on_picture: Callable) -> str:
         save = usd_files.save_usdz if file.suffix == ".usdz" else usd_files.save_usdc
-        places = () if no_ground else found.places
+        standing = None if no_ground else found
         save(
-            file, gaussians, sources.collision, cameras, ground=invented, places=places, fps=fps, metres_per_unit=metres_per_unit
+            file, gaussians, sources.collision, cameras, found=standing, parts=sources.parts, fps=fps, metres_per_unit=metres_per_unit
         )
-        parts = (gaussians, f"gaussians{sources.left_out}"), (sources.collision, "faces"), (cameras, "cameras")
-        parts += (invented, "faces of ground"), (places or None, "places to begin at")
-        return "; ".join(_counted(part, name) for part, name in parts if part is not None)
+        held = (gaussians, f"gaussians{sources.left_out}"), (sources.collision, "faces"), (sources.parts, "convex parts")
+        held += (cameras, "cameras"), (invented, "faces of ground"), (standing and standing.places, "places to begin at")
+        return "; ".join(_counted(part, name) for part, name in held if part is not None)
+
+    def write_mjcf(file: Path, on_picture: Callable) -> str:
+        return mjcf_files.save(found, sources.wanted.body, file, metres_per_unit, sources.parts)
 
     libraries = _libraries() if web and gaussians is not None and cameras is not None else ""
     no_page = libraries if isinstance(libraries, str) else ""
 
     def write_viewer(folder: Path, on_picture: Callable) -> str:
         radius = 0.0 if no_ground else sources.wanted.body.radius
-        return viewer_files.save(folder, libraries, cameras, None if no_ground else found, radius)
+        return viewer_files.save(folder, libraries, cameras, None if no_ground else found, radius, metres_per_unit)
 
     def write_colmap(file: Path, on_picture: Callable) -> str:
         count = bundle.save_colmap(file.parent, cameras, sources.picture, every, gaussians, on_picture)
@@ -320,7 +355,7 @@ def _steps(
         Step("mesh.glb", no_mesh, lambda file, _: _save_mesh(file, mesh)),
         Step("collision.glb", no_mesh, lambda file, _: _save_collision(file, sources.collision)),
         Step("ground.glb", no_ground, lambda file, _: _save_collision(file, invented)),
-        Step("world.xml", no_ground, lambda file, _: mjcf_files.save(found, sources.wanted.body, file, metres_per_unit)),
+        Step("world.xml", no_ground, write_mjcf),
         Step("map", no_ground, lambda file, _: _save_map(file, found, metres_per_unit)),
         Step("world.usdz" if fits else bundle.LAYER, off(usd, "usd") or nothing, write_usd),
         Step("cameras.npz", no_cameras, of_cameras(lambda file: camera_files.save_npz(file, cameras))),
@@ -345,11 +380,11 @@ def _libraries() -> dict[str, str] | str:
         return str(reason)
 
 
-def _require_usd() -> None:
+def _required(require: Callable, option: str) -> None:
     try:
-        usd_files.require()
+        require()
     except ImportError as error:
-        raise ImportError(f"{error}; or switch `usd` off") from error
+        raise ImportError(f"{error}; or switch `{option}` off") from error
 
 
 def _write(place: Path, steps: list[Step]) -> tuple[dict[str, str], dict[str, str]]:

@@ -223,8 +223,8 @@ def test_usd_has_gaussians_collision_and_camera_of_the_world(whole, splat, world
 
     stage = Usd.Stage.Open(str(whole[0] / "world.usdz"))
     assert len(stage.GetPrimAtPath("/World/gaussians").GetAttribute("positions").Get()) == splat.positions.shape[1]
-    assert len(stage.GetPrimAtPath("/World/collision").GetAttribute("faceVertexCounts").Get()) <= 200
-    bounds = UsdGeom.BBoxCache(0, ["guide"]).ComputeWorldBound(stage.GetPrimAtPath("/World/collision"))
+    assert len(stage.GetPrimAtPath("/World/floor").GetAttribute("faceVertexCounts").Get()) <= 200
+    bounds = UsdGeom.BBoxCache(0, ["guide"]).ComputeWorldBound(stage.GetPrimAtPath("/World/floor"))
     box = bounds.ComputeAlignedRange()
     assert [*box.GetMin(), *box.GetMax()] == pytest.approx([-2, 1, -1, 2, 4, -1], abs=1e-5)  # the floor is below
     place = UsdGeom.Camera(stage.GetPrimAtPath("/World/camera")).ComputeLocalToWorldTransform(8).ExtractTranslation()
@@ -368,6 +368,19 @@ def test_a_world_too_large_for_a_package_becomes_a_layer(node, output, splat, pa
     assert "world.usdc" in names(output / "exports" / "a") and "world.usdc: " in done.args[1]
 
 
+def test_convex_parts_collide_instead_of_triangles(node, output, mesh):
+    pytest.importorskip("coacd", reason="convex parts; pip install coacd")
+    pytest.importorskip("pxr", reason="writes world.usdz; pip install usd-core")
+    from pxr import Usd, UsdPhysics
+
+    report = export(node, mesh=mesh, usd=True, convex_parts=True).args[1]
+    stage = Usd.Stage.Open(str(output / "exports" / "a" / "world.usdz"))
+    parts = stage.GetPrimAtPath("/World/parts").GetChildren()
+    assert parts and f"{len(parts)} convex parts" in report and not stage.GetPrimAtPath("/World/collision")
+    for part in parts:
+        assert UsdPhysics.MeshCollisionAPI(part).GetApproximationAttr().Get() == "convexHull"
+
+
 # ------------------------------------------------------------------------------------------------------------- what goes wrong
 
 
@@ -377,6 +390,14 @@ def test_usd_without_usd_core_is_refused_at_once_with_both_ways_out(node, output
         export(node, splat=splat, usd=True, folder="exports/usd")
     assert not (output / "exports" / "usd").exists()
     export(node, splat=splat, usd=False)
+
+
+def test_convex_parts_without_coacd_are_refused_at_once_with_both_ways_out(node, output, mesh, monkeypatch):
+    monkeypatch.setitem(sys.modules, "coacd", None)
+    with pytest.raises(ImportError, match="pip install coacd; or switch `convex_parts` off"):
+        export(node, mesh=mesh, convex_parts=True, folder="exports/parts")
+    assert not (output / "exports" / "parts").exists()
+    export(node, mesh=mesh, folder="exports/parts")
 
 
 def test_collision_without_its_package_is_refused_with_both_ways_out(node, mesh, monkeypatch):

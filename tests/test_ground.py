@@ -22,8 +22,11 @@ BOX = ((0.6, 4.4), (1.2, 5.0), 0.9)  # x and z of its corners, y of its top
 BODY = Body(0.25, 1.0)
 
 
-def room(camera: Cameras, tilt: float = 0.0, floor: bool = True) -> torch.Tensor:
-    """Depth (H, W) of a room 6 wide and 10 long, with a box and two steps; `tilt` radians about x."""
+def room(camera: Cameras, tilt: float = 0.0, floor: bool = True, slope: float = 0.0) -> torch.Tensor:
+    """Depth (H, W) of a room 6 wide and 10 long, with a box and two steps.
+
+    tilt: radians about x by which all of it is turned; slope: of the floor alone, downwards ahead.
+    """
     turn = torch.tensor([[1, 0, 0], [0, math.cos(tilt), -math.sin(tilt)], [0, math.sin(tilt), math.cos(tilt)]])
     rays = (pixel_grid(camera.size) @ torch.linalg.inv(camera.K[0]).T) @ camera.c2w[0, :3, :3].T @ turn.T
     center = turn @ camera.centers[0]
@@ -40,9 +43,11 @@ def room(camera: Cameras, tilt: float = 0.0, floor: bool = True) -> torch.Tensor
 
     for axis, low, high in ((0, -3.0, 3.0), (1, CEILING, EYES), (2, -2.0, 8.0)):
         for where in (low, high):
-            if floor or (axis, where) != (1, EYES):
+            if (axis, where) != (1, EYES):
                 plane(axis, where)
     if floor:
+        k = (EYES + slope * center[2] - center[1]) / (rays[..., 1] - slope * rays[..., 2])
+        depth = torch.where((k > 1e-6) & (k < depth), k, depth)
         for z, y in STAIRS:
             plane(1, y, (2, z, 8.0), (0, -3.0, 3.0))
             plane(2, z, (1, y, EYES), (0, -3.0, 3.0))
@@ -133,15 +138,39 @@ def test_no_ground_lies_above_what_was_seen(found, mesh, cameras):
     assert known.any() and (corners[known, 1] > floor[known]).all()  # where they overlap it lies under the seen floor
 
 
-@pytest.mark.parametrize("degrees", [4.0, -6.0])
-def test_a_floor_that_slopes_goes_on_sloping(degrees):
+@pytest.mark.parametrize("degrees", [4.0, -25.0])
+def test_a_photo_taken_aslant_has_a_level_ground(degrees):
     cameras = walk()
     tilt = math.radians(degrees)
-    found = ground(seen_surface(cameras, tilt=tilt), cameras)
+    mesh = seen_surface(cameras, tilt=tilt)
+    found = ground(mesh, cameras)
+    down = torch.tensor([0.0, math.cos(tilt), -math.sin(tilt)])
+    assert math.degrees(math.acos(min(1.0, float(found.level[1] @ down)))) < 0.1
+    expected = float(EYES - (cameras.centers @ down).mean())
+    assert found.eyes == pytest.approx(expected, abs=0.03)
+    _, leveled = found.leveled(mesh, cameras)
+    for x, _, z in leveled.centers.tolist():
+        assert found.height[at(found, x, z)] == pytest.approx(EYES, abs=0.04)
+    beneath = found.mesh().vertices @ down  # the mesh is in the world's own axes
+    assert float((beneath - EYES).abs().quantile(0.9)) < 0.05
+
+
+def test_a_ramp_between_walls_stays_a_ramp():
+    cameras, slope = walk(), 0.08
+    found = ground(seen_surface(cameras, slope=slope), cameras)
+    assert float(found.level[1, 1]) > math.cos(math.radians(0.5))
     for x, _, z in cameras.centers.tolist():
-        # the floor is where (turn @ p) has y = EYES
-        expected = (EYES + math.sin(tilt) * z) / math.cos(tilt)
-        assert found.height[at(found, x, z)] == pytest.approx(expected, abs=0.06)
+        assert found.height[at(found, x, z)] == pytest.approx(EYES + slope * z, abs=0.06)
+
+
+def test_faces_of_the_floor_are_those_that_lie_on_it(found, mesh):
+    middles = mesh.vertices[mesh.faces].mean(1)
+    of_floor = found.floor_of(mesh)
+    heights = middles[of_floor][:, 1]
+    assert ((heights - EYES).abs() < 0.1).float().mean() > 0.4 and heights.min() > 1.05  # steps are floor too, the box is not
+    rest = middles[~of_floor]
+    on_floor = (rest[:, 1] - EYES).abs() < 0.02
+    assert on_floor.float().mean() < 0.05 and (rest[:, 1] < CEILING + 0.1).any()
 
 
 def test_a_wider_margin_goes_further(mesh, cameras, found):
@@ -223,7 +252,7 @@ def test_the_height_field_holds_the_ground(around, found, tmp_path):
 def test_mujoco_has_the_ground_where_it_is(tmp_path):
     mujoco = pytest.importorskip("mujoco")
     cameras = walk()
-    mesh = seen_surface(cameras, tilt=math.radians(-6.0))
+    mesh = seen_surface(cameras, slope=0.1)
     found = ground(mesh, cameras)
     around = walkable.walkable(found, mesh, cameras, BODY)
     mjcf_files.save(around, BODY, tmp_path / "world.xml", 1.0)
@@ -264,26 +293,46 @@ def test_spheres_and_bodies_rest_on_the_ground_in_mujoco(around, tmp_path):
     assert not fallen.any() and (speed < 0.05).all()
 
 
-def test_usd_has_gravity_friction_ground_and_places(around, found, mesh, cameras, tmp_path):
+@pytest.fixture(scope="module")
+def aslant():
+    """A world whose photo was taken 12 degrees aslant: cameras, surface and map."""
+    cameras = walk()
+    mesh = seen_surface(cameras, tilt=math.radians(-12.0))
+    return cameras, mesh, walkable.walkable(ground(mesh, cameras), mesh, cameras, BODY)
+
+
+def test_usd_has_gravity_friction_labels_and_places(aslant, tmp_path):
     pytest.importorskip("pxr")
-    from pxr import Usd, UsdGeom, UsdPhysics, UsdShade
+    from pxr import Usd, UsdGeom, UsdPhysics, UsdSemantics, UsdShade
 
     from lyra_core.exports import usd_files
 
-    usd_files.save_usdc(tmp_path / "w.usdc", None, mesh, cameras, ground=found.mesh(), places=around.places, metres_per_unit=2.0)
+    cameras, mesh, around = aslant
+    usd_files.save_usdc(tmp_path / "w.usdc", None, mesh, cameras, found=around, metres_per_unit=2.0)
     stage = Usd.Stage.Open(str(tmp_path / "w.usdc"))
     scene = UsdPhysics.Scene.Get(stage, "/physicsScene")
     assert tuple(scene.GetGravityDirectionAttr().Get()) == (0, 0, -1)
     assert scene.GetGravityMagnitudeAttr().Get() == pytest.approx(9.81 / 2)
-    prim = stage.GetPrimAtPath("/World/ground")
-    assert prim.HasAPI(UsdPhysics.CollisionAPI) and prim.GetCustomDataByKey("lyra2:invented") is True
-    for path in ("/World/ground", "/World/collision"):
-        material = UsdShade.MaterialBindingAPI(stage.GetPrimAtPath(path)).ComputeBoundMaterial("physics")[0]
+    labels = {"ground": ("ground", "invented"), "floor": ("ground", "seen"), "collision": ("obstacle", "seen")}
+    faces, transforms = 0, UsdGeom.XformCache()
+    for name, said in labels.items():
+        prim = stage.GetPrimAtPath(f"/World/{name}")
+        assert prim.HasAPI(UsdPhysics.CollisionAPI)
+        assert prim.GetCustomDataByKey("lyra2:invented") is (True if name == "ground" else None)
+        material = UsdShade.MaterialBindingAPI(prim).ComputeBoundMaterial("physics")[0]
         assert UsdPhysics.MaterialAPI(material).GetStaticFrictionAttr().Get() == pytest.approx(0.8)
+        for taxonomy, label in zip(("class", "source"), said, strict=True):
+            assert list(UsdSemantics.LabelsAPI(prim, taxonomy).GetLabelsAttr().Get()) == [label]
+        faces += len(UsdGeom.Mesh(prim).GetFaceVertexCountsAttr().Get())
+        if name != "collision":
+            matrix = np.array(transforms.GetLocalToWorldTransform(prim))
+            points = np.array(UsdGeom.Mesh(prim).GetPointsAttr().Get()) @ matrix[:3, :3]
+            assert np.quantile(np.abs(points[:, 2] + EYES), 0.75) < 0.05  # level
+    assert faces == len(mesh) + len(around.ground.mesh())
     places = stage.GetPrimAtPath("/World/spawn").GetChildren()
     assert len(places) == len(around.places)
-    matrix = UsdGeom.XformCache().GetLocalToWorldTransform(places[0])
+    matrix = transforms.GetLocalToWorldTransform(places[0])
     x, y, z = around.places[0].position
     assert np.allclose(matrix.ExtractTranslation(), (x, z, -y), atol=1e-5)
     up, ahead = matrix.TransformDir((0, 0, 1)), matrix.TransformDir((1, 0, 0))
-    assert np.allclose(up, (0, 0, 1), atol=1e-6) and np.allclose(ahead, (0, 1, 0), atol=1e-6)
+    assert np.allclose(up, (0, 0, 1), atol=1e-6) and np.allclose(ahead, (0, 1, 0), atol=1e-4)

@@ -21,7 +21,7 @@ EXTRA = {
     "exports/walkable": {"PIL"},
     "world/consistency_picture": {"PIL"},
 }  # they make pictures, with what the host has anyway
-OPTIONAL = {"OpenEXR", "cv2", "fast_simplification", "gsplat", "pxr"}  # only inside the function that needs it
+OPTIONAL = {"OpenEXR", "coacd", "cv2", "fast_simplification", "gsplat", "pxr"}  # only inside the function that needs it
 
 
 def imports(tree: ast.AST, room: str) -> Iterator[tuple[str, str | None]]:

@@ -59,6 +59,7 @@ TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 # for running workflows and for tests: what converts graphs, drives a browser and opens our files as others do
 TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "comfy-cli==1.23.0", "playwright>=1.50", "plyfile>=1.0", "ruff>=0.6")
 TOOLS += ("trimesh>=4", "rtree>=1.3", "pycolmap>=4", "mujoco>=3.3", "ray[client]>=2.50")
+TOOLS += ("coacd>=1.0.14", "newton>=1.8", "newton-usd-schemas>=0.6")
 
 
 def tool(name: str) -> ModuleType:

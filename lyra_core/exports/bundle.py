@@ -8,6 +8,7 @@ to hold files of someone else, is never replaced.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,13 +69,13 @@ KINDS = {
     "mesh.glb": Kind("the surface as it was connected, coloured", Y_UP, "Blender, Unity, Unreal, Godot, three.js"),
     "collision.glb": Kind("the surface with fewer faces, to bump into", Y_UP, "Unity, Unreal, Godot as a collider"),
     "world.usdz": Kind(
-        "one USD stage: gaussians (ParticleField3DGaussianSplat), collision mesh, ground, places to begin at, physics, moving camera",
+        "one USD stage: gaussians (ParticleField3DGaussianSplat), labelled surfaces that collide, places to begin at, physics, moving camera",
         Z_UP,
         "Isaac Sim 6, Omniverse, usdview 26.3 or newer; Blender and Houdini for the camera",
     ),
     "ground.glb": Kind("the ground under the path that nobody saw, continued from the floor", Y_UP, "beside collision.glb"),
     "world.xml": Kind(
-        "the ground as a height field, what stands on it as boxes, places to begin at; metres", "z up, x right, y ahead", "MuJoCo"
+        "the ground as a height field, what stands on it as boxes or convex parts, places to begin at; metres", "z up, x right, y ahead", "MuJoCo"
     ),
     "map": Kind(
         "where a body can stand and go: map.pgm with map.yaml, map.png, map.npz; metres",
@@ -289,10 +290,12 @@ def readme(
     metres_per_unit: float = 1.0,
     size: Sequence[float] | None = None,
     origin: Sequence[float] = (0.0, 0.0, 0.0),
+    level: Tensor | None = None,
 ) -> str:
     """What the files in a folder are. facts: file -> how much is in it; skipped: file -> why it is not there.
 
-    origin: what to add to all coordinates to get those of the map that the cameras came from.
+    origin: what to add to all coordinates to get those of the map that the cameras came from; level: the rotation (3, 3) that
+    makes the floor level, as `exports.upright` finds it.
     """
     lines = [f"# {title}", "", "A world, exported by ComfyUI-LyraWorlds.", "", "## Files", ""]
     lines += ["| file | what it is | in it | size | axes | opens in |", "|---|---|---|---|---|---|"]
@@ -304,7 +307,7 @@ def readme(
     lines += ["", f"Programs are named by what their makers document. `{MANIFEST}` lists what belongs to this export."]
     if skipped:
         lines += ["", "Not here:", "", *(f"- `{name}`: {why}" for name, why in skipped.items())]
-    lines += ["", "## Axes and units", "", *_measures(metres_per_unit, size, origin)]
+    lines += ["", "## Axes and units", "", *_measures(metres_per_unit, size, origin), *_leveled(level)]
     lines += ["", "## How to open it", ""]
     for program, ways in PROGRAMS.items():
         names = {known: _name(folder, known) for known in ways}
@@ -355,6 +358,19 @@ def _measures(metres_per_unit: float, size: Sequence[float] | None, origin: Sequ
             f"98 % of the gaussians lie within {across} (width) x {tall} (height) x {deep} (depth) scene units.",
         ]
     return lines
+
+
+def _leveled(level: Tensor | None) -> list[str]:
+    if level is None or torch.equal(level, torch.eye(3)):
+        return []
+    degrees = math.degrees(math.acos(min(1.0, float(level[1, 1]))))
+    rows = "; ".join(", ".join(f"{value:.5f}" for value in row) for row in level.tolist())
+    return [
+        "",
+        f"The photo was taken {degrees:.1f} degrees aslant. So that gravity is straight down, `world.xml`, `map` and the viewer are "
+        "turned until the floor is level, and so is all in `world.usdz`, by the transform of `/World`; the other files are not. "
+        f"Rows of that rotation, for the OpenCV axes: {rows}.",
+    ]
 
 
 def _size(path: Path) -> str:

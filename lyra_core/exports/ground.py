@@ -4,13 +4,14 @@ A camera sees no floor at its own feet, so the surface of a world begins some wa
 photographer stood falls for ever. Here the seen floor becomes a height field over the ground plan, and its holes around the
 path are filled: as flat as what lies around them allows, never above anything that was seen.
 
-World axes (OpenCV: y points down, so what is lower has a larger y), scene units. Walls and ceilings are not continued.
+Level axes: those of the world (OpenCV: y points down, so what is lower has a larger y), turned by `upright.level` so that
+gravity is along y, for a photo may be taken aslant. Scene units. Walls and ceilings are not continued.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from scipy.ndimage import binary_dilation, distance_transform_edt
 from scipy.sparse import coo_matrix
 from scipy.sparse.linalg import spsolve
 from scipy.spatial import cKDTree
+from torch import Tensor
 
 from ..cameras.camera import Cameras
+from . import upright
 from .surface import Mesh
 
 LEVEL = 0.82  # cosine of the steepest slope that one stands on, 35 degrees
@@ -29,6 +32,7 @@ FLAT = 0.03  # of the height of the eyes by which a floor may be off its plane
 GENTLE = 0.47  # steepest slope of the plane that all floors are near to, 25 degrees
 ALIKE = 0.12  # by which the slope of a floor may differ from its plane's; the treads of stairs are no ramp
 FEW = 20  # cells of floor that are needed
+FARTHEST = 10.0  # heights of the eyes around the path that seen floor is of use; further off it is too coarse
 TRIALS, SEED = 400, 0
 SUNK = 0.01  # of the height of the eyes by which the continued ground lies under the seen one where both are
 PULL = 1e-4  # of what is filled towards the plane, beside the pull of its neighbours
@@ -41,13 +45,18 @@ class NoGroundError(ValueError):
 
 @dataclass(frozen=True)
 class Ground:
-    """Heights over the ground plan: rows along z, columns along x."""
+    """Heights over the ground plan: rows along z, columns along x of the level axes."""
 
+    level: Tensor  # (3, 3) rotation from world axes to the level ones
     corner: tuple[float, float]  # x and z of the plan's first corner
     cell: float  # side of a cell
     height: np.ndarray  # (R, C) y of the ground, NaN where there is none
     seen: np.ndarray  # (R, C) bool: floor that was seen
     eyes: float  # height of the cameras over it, the middle one
+
+    def leveled(self, mesh: Mesh, cameras: Cameras) -> tuple[Mesh, Cameras]:
+        """What is in world axes in the level ones."""
+        return upright.turned(mesh, self.level), upright.turned_cameras(cameras, self.level)
 
     def cells_of(self, x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Row and column of places; they may lie beside the plan."""
@@ -65,8 +74,20 @@ class Ground:
         """(R, C) bool: ground that nobody saw."""
         return np.isfinite(self.height) & ~self.seen
 
+    def floor_of(self, mesh: Mesh) -> Tensor:
+        """(F,) bool: faces of a surface in world axes that are floor which was seen on the plan."""
+        corners = upright.turned(mesh, self.level).vertices.double().cpu().numpy()[mesh.faces.cpu().numpy()]
+        normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        x, y, z = corners.mean(1).T
+        row, column = self.cells_of(x, z)
+        inside = (row >= 0) & (row < self.height.shape[0]) & (column >= 0) & (column < self.height.shape[1])
+        row, column = np.where(inside, row, 0), np.where(inside, column, 0)
+        near = np.abs(y - self.height[row, column]) < STEP * self.eyes / 2
+        level = -normal[:, 1] > LEVEL * np.linalg.norm(normal, axis=1)
+        return torch.from_numpy(inside & level & near & self.seen[row, column])
+
     def mesh(self) -> Mesh:
-        """The invented ground, two triangles a cell, reaching a cell under the seen floor around it; none: no faces."""
+        """The invented ground in world axes, two triangles a cell, reaching a cell under the seen floor around it; none: no faces."""
         wanted = binary_dilation(self.invented, np.ones((3, 3))) & np.isfinite(self.height)
         rows, columns = self.height.shape
         around = np.full((rows + 2, columns + 2), -np.inf)  # lower is larger
@@ -81,7 +102,8 @@ class Ground:
         faces = np.concatenate([np.stack([a, b, c], 1), np.stack([b, d, c], 1)])  # counter-clockwise seen from above
         used, numbers = np.unique(faces, return_inverse=True)
         vertices = torch.from_numpy(points[used].astype(np.float32)).view(-1, 3)
-        return Mesh(vertices, torch.from_numpy(numbers.reshape(-1, 3)), torch.tensor(INVENTED).expand(len(vertices), 3))
+        made = Mesh(vertices, torch.from_numpy(numbers.reshape(-1, 3)), torch.tensor(INVENTED).expand(len(vertices), 3))
+        return upright.turned(made, self.level.T)
 
 
 def ground(mesh: Mesh, cameras: Cameras, margin: float = 1.0) -> Ground:
@@ -89,29 +111,39 @@ def ground(mesh: Mesh, cameras: Cameras, margin: float = 1.0) -> Ground:
 
     NoGroundError if the surface shows no floor below the cameras.
     """
+    level = upright.level(mesh, cameras)
+    found = _ground(upright.turned(mesh, level), upright.turned_cameras(cameras, level), margin)
+    return replace(found, level=level)
+
+
+def _ground(mesh: Mesh, cameras: Cameras, margin: float) -> Ground:
+    """As `ground`, of what is in level axes."""
     points, slopes = samples(mesh, cameras)
-    level = np.isfinite(slopes[:, 0])
+    standable = np.isfinite(slopes[:, 0])
+    level = points[standable]
     centers = cameras.centers.double().cpu().numpy()
-    plane = _plane(points[level], slopes[level], centers)
+    plane = _plane(level, slopes[standable], centers)
     below = plane[0] * centers[:, 0] + plane[1] * centers[:, 2] + plane[2] - centers[:, 1]
     eyes = float(np.median(below[below > 0])) if (below > 0).any() else 0.0
     if eyes <= 0:
         raise NoGroundError("the only floor that was seen lies above the cameras; the world may be upside down")
     cell = eyes / CELLS
-    floor = points[level][np.abs(_off(points[level], plane)) < FLAT * eyes]
-    gap = cKDTree(floor[:, (0, 2)]).query(centers[:, (0, 2)])[0].max()
+    floor, path = level[np.abs(_off(level, plane)) < FLAT * eyes][:, (0, 2)], centers[:, (0, 2)]
+    gap = cKDTree(floor).query(path)[0].max()
     reach = min(1.1 * gap, 8 * eyes) + margin * eyes
-    low, high = centers[:, (0, 2)].min(0), centers[:, (0, 2)].max(0)
-    corner = low - reach - cell
-    columns, rows = np.ceil((high + reach + cell - corner) / cell).astype(int)
-    plan = Ground(tuple(corner.tolist()), cell, np.full((rows, columns), np.nan), np.zeros((rows, columns), bool), eyes)
-    seen = _grown(plan, points[level], plane)
+    far = floor[cKDTree(path).query(floor)[0] < FARTHEST * eyes]
+    low, high = np.minimum(path.min(0) - reach, far.min(0, initial=np.inf)), np.maximum(path.max(0) + reach, far.max(0, initial=-np.inf))
+    corner = low - cell
+    columns, rows = np.ceil((high + cell - corner) / cell).astype(int)
+    nothing = np.full((rows, columns), np.nan)
+    plan = Ground(torch.eye(3), tuple(corner.tolist()), cell, nothing, np.isfinite(nothing), eyes)
+    seen = _grown(plan, level, plane)
     if np.isfinite(seen).sum() < FEW:
         raise NoGroundError(f"only {int(np.isfinite(seen).sum())} cells of floor were seen around the path, {FEW} are needed")
     near = _near(plan, centers, reach)
     height = _filled(plan, seen, plane, near)
     height = np.where(np.isfinite(seen), seen, np.where(near, _pushed(plan, height, points), np.nan))
-    return Ground(plan.corner, cell, height, np.isfinite(seen), eyes)
+    return replace(plan, height=height, seen=np.isfinite(seen))
 
 
 def samples(mesh: Mesh, cameras: Cameras) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +243,14 @@ def _grown(plan: Ground, points: np.ndarray, plane: np.ndarray) -> np.ndarray:
                 if abs(nearest - found[where]) <= step:
                     found[other] = nearest
                     waiting.append(other)
-    return found.reshape(rows, columns)
+    return _closed(found.reshape(rows, columns))
+
+
+def _closed(height: np.ndarray) -> np.ndarray:
+    """Heights (R, C) with cells between four neighbours of floor: samples are random and leave out some."""
+    around = np.pad(height, 1, constant_values=np.nan)
+    between = (around[:-2, 1:-1] + around[2:, 1:-1] + around[1:-1, :-2] + around[1:-1, 2:]) / 4
+    return np.where(np.isnan(height), between, height)
 
 
 def _near(plan: Ground, centers: np.ndarray, reach: float) -> np.ndarray:

@@ -47,6 +47,11 @@ class Mesh:
     def to(self, device) -> Mesh:
         return Mesh(self.vertices.to(device), self.faces.to(device), self.colors.to(device))
 
+    def only(self, faces: Tensor) -> Mesh:
+        """Of the faces only some (F,) bool, and the vertices that they have."""
+        used, numbers = torch.unique(self.faces[faces.to(self.faces.device)], return_inverse=True)
+        return Mesh(self.vertices[used], numbers, self.colors[used])
+
 
 def mesh_of(
     views: Iterable[tuple], voxel: float | None = None, smallest: int = SMALLEST, farthest: float = tsdf.FARTHEST
@@ -193,8 +198,7 @@ def _without_crumbs(mesh: Mesh, smallest: int) -> Mesh:
     _, piece = connected_components(graph, directed=False)
     of_face = piece[faces[:, 0]]
     kept = torch.from_numpy(np.bincount(of_face, minlength=1)[of_face] >= smallest).to(mesh.faces.device)
-    used, faces = torch.unique(mesh.faces[kept], return_inverse=True)
-    return Mesh(mesh.vertices[used], faces, mesh.colors[used])
+    return mesh.only(kept)
 
 
 def decimate(mesh: Mesh, faces: int) -> Mesh:

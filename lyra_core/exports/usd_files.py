@@ -1,15 +1,19 @@
 """USD: gaussians, the surface that stops a body, and the camera's way in one file, for simulators and film tools.
 
-    /World              turns the world's axes (OpenCV) to z up, x right, y into the picture
+    /World              turns the world's axes (OpenCV) to z up, x right, y into the picture, and level if the photo was aslant
     /World/gaussians    ParticleField3DGaussianSplat, activated values, all of its harmonics
-    /World/collision    a mesh with UsdPhysics collision, of purpose guide: there, and not drawn
+    /World/collision    the surface, a mesh with UsdPhysics collision, of purpose guide: there, and not drawn
+    /World/parts        instead of it, where convex parts are asked for: what stands on the floor, each its own convex hull
+    /World/floor        where the ground is known: the floor that was seen, which then is not in the collision mesh
     /World/ground       ground that nobody saw, continued under the path; collides too, in a colour of its own
     /World/spawn        places where a body can stand: z up, x where it looks
     /World/camera       the cameras one after the other, one frame each
     /World/light, /World/material, /physicsScene    a light from above; friction; gravity along -z
 
 Below /World all numbers are those of the world, in scene units; `metersPerUnit` says what such a unit is worth. The extent
-of the gaussians is the true one, their farthest included, because renderers leave out what lies beyond it.
+of the gaussians is the true one, their farthest included, because renderers leave out what lies beyond it. What collides is
+labelled (UsdSemantics) for Isaac Sim: `class` says ground or obstacle, or surface where that is not known; `source` says seen
+or invented.
 
 usd-core is imported where it is used; nothing else needs it.
 """
@@ -34,7 +38,7 @@ from ..cameras.camera import Cameras, flip_camera_axes, to_corner_origin
 from ..splats.gaussians import Gaussians
 from ..splats.splat_files import BLOCK, LEAST_SCALE, check
 from .surface import Mesh
-from .walkable import Place
+from .walkable import Place, Walkable
 
 LARGEST_PACKAGE = 2**32 - 2**20  # bytes; a .usdz is a zip file of the 32-bit kind
 TO_Z_UP = ((1, 0, 0, 0), (0, 0, -1, 0), (0, 1, 0, 0), (0, 0, 0, 1))  # rows: where x, y and z of the world go
@@ -57,15 +61,15 @@ class UsdFileError(ValueError):
 def require() -> SimpleNamespace:
     """The modules of usd-core; ImportError with the pip command if it is missing or too old."""
     try:
-        from pxr import Gf, Sdf, Tf, Usd, UsdGeom, UsdLux, UsdPhysics, UsdShade, UsdVol, Vt
+        from pxr import Gf, Sdf, Tf, Usd, UsdGeom, UsdLux, UsdPhysics, UsdSemantics, UsdShade, UsdVol, Vt
     except ImportError as error:
         raise ImportError(f"USD {NEEDED}: pip install usd-core") from error
     if not hasattr(UsdVol, "ParticleField3DGaussianSplat"):
         found = ".".join(map(str, Usd.GetVersion()))
         raise ImportError(f"USD {NEEDED}, which knows gaussians, found {found}: pip install -U usd-core")
     return SimpleNamespace(
-        Gf=Gf, Sdf=Sdf, Tf=Tf, Usd=Usd, UsdGeom=UsdGeom, UsdLux=UsdLux, UsdPhysics=UsdPhysics, UsdShade=UsdShade,
-        UsdVol=UsdVol, Vt=Vt,
+        Gf=Gf, Sdf=Sdf, Tf=Tf, Usd=Usd, UsdGeom=UsdGeom, UsdLux=UsdLux, UsdPhysics=UsdPhysics, UsdSemantics=UsdSemantics,
+        UsdShade=UsdShade, UsdVol=UsdVol, Vt=Vt,
     )  # fmt: skip
 
 
@@ -83,15 +87,15 @@ def save_usdz(
     mesh: Mesh | None = None,
     cameras: Cameras | None = None,
     *,
-    ground: Mesh | None = None,
-    places: Sequence[Place] = (),
+    found: Walkable | None = None,
+    parts: Sequence[Mesh] | None = None,
     fps: float = 24.0,
     metres_per_unit: float = 1.0,
 ) -> None:
     """Write a .usdz of what is given; the file is there complete or not at all.
 
-    `mesh` is the collision surface, faces counter-clockwise seen from where one may be; `ground` what is continued of it under
-    the path, `places` where a body can begin. ValueError for gaussians that
+    `mesh` is the collision surface, faces counter-clockwise seen from where one may be; `found` the ground on it and where a
+    body can begin; `parts` convex ones of what of the surface is no floor, None: its triangles. ValueError for gaussians that
     can't be drawn, for a skewed camera and beyond LARGEST_PACKAGE (then `save_usdc`); UsdFileError if it can't be written.
     """
     if size_of(gaussians, mesh) > LARGEST_PACKAGE:
@@ -102,7 +106,7 @@ def save_usdz(
     usd = require()
     with _complete(Path(file), usd) as partial:
         layer = partial / "world.usdc"
-        _write_layer(usd, layer, gaussians, mesh, cameras, ground, places, fps, metres_per_unit)
+        _write_layer(usd, layer, gaussians, mesh, cameras, found, parts, fps, metres_per_unit)
         with usd.Sdf.ZipFileWriter.CreateNew(str(partial / "done")) as package:
             package.AddFile(str(layer), layer.name)
         _check_package(partial / "done")
@@ -114,15 +118,15 @@ def save_usdc(
     mesh: Mesh | None = None,
     cameras: Cameras | None = None,
     *,
-    ground: Mesh | None = None,
-    places: Sequence[Place] = (),
+    found: Walkable | None = None,
+    parts: Sequence[Mesh] | None = None,
     fps: float = 24.0,
     metres_per_unit: float = 1.0,
 ) -> None:
     """As `save_usdz`, but the bare layer, of any size."""
     usd = require()
     with _complete(Path(file), usd) as partial:
-        _write_layer(usd, partial / "world.usdc", gaussians, mesh, cameras, ground, places, fps, metres_per_unit)
+        _write_layer(usd, partial / "world.usdc", gaussians, mesh, cameras, found, parts, fps, metres_per_unit)
         os.replace(partial / "world.usdc", partial / "done")
 
 
@@ -166,8 +170,8 @@ def _write_layer(
     gaussians: Gaussians | None,
     mesh: Mesh | None,
     cameras: Cameras | None,
-    ground: Mesh | None,
-    places: Sequence[Place],
+    found: Walkable | None,
+    parts: Sequence[Mesh] | None,
     fps: float,
     metres_per_unit: float,
 ) -> None:
@@ -175,23 +179,53 @@ def _write_layer(
     usd.UsdGeom.SetStageUpAxis(stage, usd.UsdGeom.Tokens.z)
     usd.UsdGeom.SetStageMetersPerUnit(stage, metres_per_unit)
     world = usd.UsdGeom.Xform.Define(stage, "/World")
-    world.AddTransformOp().Set(usd.Gf.Matrix4d(TO_Z_UP))
+    level = torch.eye(3) if found is None else found.ground.level
+    world.AddTransformOp().Set(usd.Gf.Matrix4d(_rows(level)) * usd.Gf.Matrix4d(TO_Z_UP))
     stage.SetDefaultPrim(world.GetPrim())
     if gaussians is not None:
         _define_gaussians(usd, stage, gaussians)
-    if mesh is not None:
-        _define_collision(usd, stage, "/World/collision", mesh)
-    if ground is not None and len(ground):
-        prim = _define_collision(usd, stage, "/World/ground", ground)
-        prim.CreateDisplayColorAttr([tuple(ground.colors[0].tolist())])
-        prim.GetPrim().SetCustomDataByKey("lyra2:invented", True)
-    if mesh is not None or ground is not None:
-        _define_physics(usd, stage, metres_per_unit)
-    for number, place in enumerate(places):
-        _define_place(usd, stage, number, place)
+    bodies = _bodies(mesh, found, parts)
+    for path, (body, approximation, labels) in bodies.items():
+        prim = _define_collision(usd, stage, path, body, approximation)
+        for taxonomy, label in labels.items():
+            usd.UsdSemantics.LabelsAPI.Apply(prim.GetPrim(), taxonomy).CreateLabelsAttr([label])
+        if labels["source"] == "invented":
+            prim.CreateDisplayColorAttr([tuple(body.colors[0].tolist())])
+            prim.GetPrim().SetCustomDataByKey("lyra2:invented", True)
+    if bodies:
+        _define_physics(usd, stage, list(bodies), metres_per_unit)
+    if found is not None:
+        spawn = usd.UsdGeom.Xform.Define(stage, "/World/spawn")
+        spawn.AddTransformOp().Set(usd.Gf.Matrix4d(_rows(level.T)))  # from level axes, which the places are in
+        for number, place in enumerate(found.places):
+            _define_place(usd, stage, number, place)
     if cameras is not None:
         _define_camera(usd, stage, cameras, fps)
     stage.GetRootLayer().Save()
+
+
+def _rows(rotation: Tensor) -> list[list[float]]:
+    """A rotation (3, 3) as USD has it, which multiplies rows, as exactly a rotation as doubles allow."""
+    u, _, v = torch.linalg.svd(rotation.double())
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, :3] = (u @ v).T
+    return matrix.tolist()
+
+
+def _bodies(mesh: Mesh | None, found: Walkable | None, parts: Sequence[Mesh] | None) -> dict[str, tuple[Mesh, str, dict[str, str]]]:
+    """What collides, by its path: how (an approximation of UsdPhysics), and its labels by taxonomy."""
+    seen, made = {"class": "surface", "source": "seen"}, {}
+    if found is not None and mesh is not None:
+        floor = found.ground.floor_of(mesh)
+        made["/World/floor"] = (mesh.only(floor), "none", {"class": "ground", "source": "seen"})
+        mesh, seen = mesh.only(~floor), seen | {"class": "obstacle"}
+    if parts is not None:
+        made |= {f"/World/parts/part_{i:03d}": (part, "convexHull", seen) for i, part in enumerate(parts)}
+    elif mesh is not None:
+        made["/World/collision"] = (mesh, "none", seen)  # the triangles themselves
+    if found is not None:
+        made["/World/ground"] = (found.ground.mesh(), "none", {"class": "ground", "source": "invented"})
+    return {path: body for path, body in made.items() if len(body[0])}
 
 
 def _define_gaussians(usd: SimpleNamespace, stage, gaussians: Gaussians) -> None:
@@ -230,7 +264,7 @@ def _extent(gaussians: Gaussians) -> Tensor:
     return torch.stack([lowest.amin(0), highest.amax(0)])
 
 
-def _define_collision(usd: SimpleNamespace, stage, path: str, mesh: Mesh):
+def _define_collision(usd: SimpleNamespace, stage, path: str, mesh: Mesh, approximation: str):
     Vt, prim = usd.Vt, usd.UsdGeom.Mesh.Define(stage, path)
     vertices = _array(mesh.vertices)
     faces = np.ascontiguousarray(mesh.faces.cpu().numpy().astype(np.int32))
@@ -242,11 +276,11 @@ def _define_collision(usd: SimpleNamespace, stage, path: str, mesh: Mesh):
     if len(vertices):
         prim.CreateExtentAttr(Vt.Vec3fArray.FromNumpy(np.stack([vertices.min(0), vertices.max(0)])))
     usd.UsdPhysics.CollisionAPI.Apply(prim.GetPrim())
-    usd.UsdPhysics.MeshCollisionAPI.Apply(prim.GetPrim()).CreateApproximationAttr("none")  # the triangles themselves
+    usd.UsdPhysics.MeshCollisionAPI.Apply(prim.GetPrim()).CreateApproximationAttr(approximation)
     return prim
 
 
-def _define_physics(usd: SimpleNamespace, stage, metres_per_unit: float) -> None:
+def _define_physics(usd: SimpleNamespace, stage, paths: Sequence[str], metres_per_unit: float) -> None:
     """Gravity, a material with friction for what collides, and a light."""
     scene = usd.UsdPhysics.Scene.Define(stage, "/physicsScene")
     scene.CreateGravityDirectionAttr(usd.Gf.Vec3f(0, 0, -1))
@@ -256,9 +290,9 @@ def _define_physics(usd: SimpleNamespace, stage, metres_per_unit: float) -> None
     surface.CreateStaticFrictionAttr(FRICTION)
     surface.CreateDynamicFrictionAttr(FRICTION)
     surface.CreateRestitutionAttr(0.0)
-    for path in ("/World/collision", "/World/ground"):
-        if prim := stage.GetPrimAtPath(path):
-            usd.UsdShade.MaterialBindingAPI.Apply(prim).Bind(material, usd.UsdShade.Tokens.weakerThanDescendants, "physics")
+    for path in paths:
+        binding = usd.UsdShade.MaterialBindingAPI.Apply(stage.GetPrimAtPath(path))
+        binding.Bind(material, usd.UsdShade.Tokens.weakerThanDescendants, "physics")
     light = usd.UsdLux.DistantLight.Define(stage, "/World/light")
     light.CreateIntensityAttr(1000.0)
     light.AddTransformOp().Set(usd.Gf.Matrix4d(*LOOKING_DOWN))
@@ -267,7 +301,7 @@ def _define_physics(usd: SimpleNamespace, stage, metres_per_unit: float) -> None
 def _define_place(usd: SimpleNamespace, stage, number: int, place: Place) -> None:
     sine, cosine = math.sin(place.heading), math.cos(place.heading)
     prim = usd.UsdGeom.Xform.Define(stage, f"/World/spawn/place_{number:02d}")
-    # rows: where its x (ahead), y (left) and z (up) go in the world's axes
+    # rows: where its x (ahead), y (left) and z (up) go in the level axes
     rows = ((sine, 0, cosine, 0), (-cosine, 0, sine, 0), (0, -1, 0, 0), (*place.position, 1))
     prim.AddTransformOp().Set(usd.Gf.Matrix4d(rows))
     clearance = prim.GetPrim().CreateAttribute("lyra2:clearance", usd.Sdf.ValueTypeNames.Float, custom=True)

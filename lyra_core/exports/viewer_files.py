@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..cameras.camera import Cameras
+from .upright import turned_cameras
 from .walkable import Walkable
 
 OWN = Path(__file__).parent / "viewer"
@@ -31,10 +33,10 @@ THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 
 
-def save(folder: Path, libraries: Mapping[str, str], cameras: Cameras, found: Walkable | None, radius: float) -> str:
+def save(folder: Path, libraries: Mapping[str, str], cameras: Cameras, found: Walkable | None, radius: float, metres: float = 1.0) -> str:
     """Write the page into a folder beside splat.spz; says what is in it.
 
-    libraries: as `web_libraries.extract` gives them; radius: of who walks, scene units.
+    libraries: as `web_libraries.extract` gives them; radius: of who walks, scene units, of which each is so many `metres`.
     """
     (folder / "lib").mkdir(parents=True)
     for file in sorted(OWN.iterdir()):
@@ -42,7 +44,7 @@ def save(folder: Path, libraries: Mapping[str, str], cameras: Cameras, found: Wa
     for name in NEEDED:
         (folder / "lib" / name).write_text(libraries[name], encoding="utf-8")
     (folder / "lib" / "LICENSES.txt").write_text(_licences(libraries), encoding="utf-8")
-    (folder / "world.json").write_text(json.dumps(_record(cameras, found, radius)), encoding="utf-8")
+    (folder / "world.json").write_text(json.dumps(_record(cameras, found, radius, metres)), encoding="utf-8")
     return f"{len(cameras)} cameras; " + ("walks on the map" if found else "flies: there is no map of the ground")
 
 
@@ -52,11 +54,15 @@ def _licences(libraries: Mapping[str, str]) -> str:
     return f"{three}\nSpark: Copyright 2025 World Labs Technologies, Inc.\n\nBoth under the MIT licence:\n\n{MIT}"
 
 
-def _record(cameras: Cameras, found: Walkable | None, radius: float) -> dict:
+def _record(cameras: Cameras, found: Walkable | None, radius: float, metres: float) -> dict:
+    level = torch.eye(3) if found is None else found.ground.level
+    cameras = turned_cameras(cameras, level)
     fov, c2w = cameras.fov.rad2deg().tolist(), cameras.c2w[:, :3].flatten(1).tolist()
     chosen = np.unique(np.linspace(0, len(cameras) - 1, min(len(cameras), BOOKMARKS)).round().astype(int)).tolist()
     record = {
         "splat": "../splat.spz",
+        "level": level.flatten().tolist(),  # rows of the rotation from the axes of splat.spz to those of all that follows
+        "metres": metres,
         "aspect": cameras.size[1] / cameras.size[0],
         "cameras": [{"c2w": pose, "fov": degrees} for pose, degrees in zip(c2w, fov, strict=True)],
         "bookmarks": chosen,

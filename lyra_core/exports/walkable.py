@@ -1,7 +1,8 @@
 """Where a body can stand and go: a map of the ground, places to begin at, and their files.
 
 A body is an upright cylinder. Cells of the ground plan are free, occupied (something stands there, or the ground jumps by
-more than a step) or unknown (no ground). World axes, scene units; the files are in metres, x to the right and y ahead.
+more than a step) or unknown (no ground). Level axes of the ground, scene units; the files are in metres, x to the right and y
+ahead.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Body:
 class Place:
     """Where a body can begin."""
 
-    position: tuple[float, float, float]  # on the ground, world axes
+    position: tuple[float, float, float]  # on the ground, level axes
     heading: float  # radians from z (ahead) towards x (right)
     clearance: float  # to what is nearest, scene units
 
@@ -58,7 +59,8 @@ class Walkable:
 
 
 def walkable(ground: Ground, mesh: Mesh, cameras: Cameras, body: Body, most: int = PLACES) -> Walkable:
-    """What a body can do on the ground of a surface. NowhereError if it can't stand anywhere near the path."""
+    """What a body can do on the ground of a surface (world axes). NowhereError if it can't stand anywhere near the path."""
+    mesh, cameras = ground.leveled(mesh, cameras)
     state = _state(ground, samples(mesh, cameras)[0], body)
     clearance = distance_transform_edt(np.pad(state == FREE, 1))[1:-1, 1:-1] * ground.cell
     standing = clearance >= body.radius

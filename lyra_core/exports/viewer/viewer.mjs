@@ -149,7 +149,9 @@ if (await navigator.xr?.isSessionSupported("immersive-vr").catch(() => false)) {
 // ------------------------------------------------------------------------------------------------------------- the world
 
 const splats = new SplatMesh({ url: record.splat });
-splats.rotation.x = Math.PI;        // OpenCV's axes: y down, z forward
+// level, and out of OpenCV's axes: y down, z forward
+const [a, b, c, d, e, f, g, h, i] = record.level;
+splats.quaternion.setFromRotationMatrix(new THREE.Matrix4().set(a, b, c, 0, -d, -e, -f, 0, -g, -h, -i, 0, 0, 0, 0, 1));
 scene.add(splats);
 go(0);
 setMode(view.mode);
