@@ -43,7 +43,7 @@ class Scene:
         x, z = plan.middle_of(row[some], column[some])
         points = np.stack([x, z, -plan.height[row[some], column[some]]], 1)
         places = [(p.position[0], p.position[2], -p.position[1]) for p in self.around.places]
-        centers = self.cameras.centers.double().numpy()
+        centers = plan.leveled(self.mesh, self.cameras)[1].centers.double().numpy()
         feet = np.stack([centers[:, 0], centers[:, 2], -plan.height[plan.cells_of(centers[:, 0], centers[:, 2])]], 1)
         return np.concatenate([points, places, feet]) + (0, 0, ABOVE)
 
@@ -77,8 +77,7 @@ def in_newton(made: Scene, starts: np.ndarray, folder: Path, continued: bool) ->
     import newton
     import warp
 
-    invented = made.around.ground.mesh() if continued else None
-    usd_files.save_usdz(folder / "world.usdz", None, made.mesh, made.cameras, ground=invented)
+    usd_files.save_usdz(folder / "world.usdz", None, made.mesh, made.cameras, found=made.around if continued else None)
     builder = newton.ModelBuilder(up_axis=newton.Axis.Z)
     builder.add_usd(str(folder / "world.usdz"))
     shape = newton.ModelBuilder.ShapeConfig(density=1000.0, mu=0.8)
