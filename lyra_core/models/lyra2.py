@@ -147,7 +147,8 @@ class Lyra2Model(WanModel):
     """The transformer; `framepack` is its layout in FramePackLayout's notation, `rank` the width of the correspondences.
 
     Takes the new latents (B, 36, T, h, w), noisy latents | mask | condition latents, and HistoryMaps or their
-    HistoryTokens; predicts the velocity (B, 16, T, h, w), noise minus image. h and w are even.
+    HistoryTokens; predicts the velocity (B, 16, T, h, w), noise minus image. h and w are even. One of the model type "t2v"
+    does without CLIP's view of the newest frame.
     """
 
     def __init__(self, framepack: str, rank: int, device=None, dtype=None, operations=None, **wan):
@@ -264,14 +265,19 @@ class Lyra2Model(WanModel):
             torch.cat([for_batch(history.tokens, len(x)), new], 1),
             self.time_projection(time).unflatten(2, (6, self.dim)).to(x.dtype),
             self._scaled_rope(history, transformer_options),
-            torch.cat([self.img_emb(clip_fea), self.text_embedding(context)], 1),
-            clip_fea.shape[1],
+            self._context(context, clip_fea),
+            clip_fea.shape[1] if self.img_emb is not None else 0,
             for_batch(history.rays, len(x), shared=True),
             [for_batch(part, len(x), shared=True) for part in history.correspondences],
             transformer_options,
             {"x": x, "vec": time, "img_offset": history.tokens.shape[1]},
         )
         return self.unpatchify(self.head(tokens[:, -new.shape[1] :].float(), time), grid)
+
+    def _context(self, text: Tensor, image: Tensor | None) -> Tensor:
+        """What cross-attention reads: the picture first, if this network looks at one, then the text."""
+        text = self.text_embedding(text)
+        return text if self.img_emb is None else torch.cat([self.img_emb(image), text], 1)
 
     def run_blocks(
         self, tokens, modulation, rope, context, image_tokens, rays, correspondences, transformer_options, patch_args

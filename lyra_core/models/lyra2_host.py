@@ -29,6 +29,7 @@ from torch import Tensor
 from ..conditioning.framepack import LYRA2, PATCH, FramePackLayout
 from ..conditioning.history import RAY_CHANNELS, History
 from ..files import FileError, parse_json
+from . import words
 from .devices import PROCESSOR, geometry_device
 from .lyra2 import TEXT_TOKENS, HistoryMaps, HistoryTokens, Lyra2Model
 
@@ -80,7 +81,7 @@ def complete_config(shapes: Mapping[str, tuple[int, ...]], stored: Mapping | Non
     return {
         "framepack": str(layout),
         "rank": shape("blocks.0.buffer_encoder.0.weight")[0],
-        "model_type": "i2v",
+        "model_type": "i2v" if any(key.startswith("img_emb.") or ".k_img." in key for key in shapes) else "t2v",
         "in_dim": channels,
         "out_dim": shape("head.head.weight")[0] // PATCH**2,
         "dim": dim,
@@ -212,7 +213,9 @@ class Lyra2Base(comfy.model_base.WAN21):
         history = self._checked_history(**kwargs)
         out = super().extra_conds(**{**kwargs, "cross_attn": self._text(kwargs.get("cross_attn"))})
         image = out.get("clip_fea")
-        if image is None or image.cond.shape[1:] != (IMAGE_TOKENS, IMAGE_WIDTH):
+        if self.diffusion_model.img_emb is None:
+            out.pop("clip_fea", None)
+        elif image is None or image.cond.shape[1:] != (IMAGE_TOKENS, IMAGE_WIDTH):
             found = "none" if image is None else f"{tuple(image.cond.shape[1:])}"
             raise ValueError(
                 f"Lyra 2 needs the CLIP vision output of the newest frame, ({IMAGE_TOKENS}, {IMAGE_WIDTH}); found {found}. "
@@ -309,6 +312,10 @@ class Lyra2(comfy.supported_models.WAN21_I2V):
     unet_config = {"image_model": "wan2.1"}
     sampling_settings = {"shift": 5.0}
     supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
+
+    def clip_target(self, state_dict={}):  # noqa: B006  the host's signature
+        """A checkpoint's own table of words, if it has one; else the usual text encoder of Wan."""
+        return words.target(state_dict, self.text_encoder_key_prefix[0]) or super().clip_target(state_dict)
 
     @classmethod
     def matches(cls, unet_config, state_dict=None, unet_key_prefix=""):
