@@ -26,6 +26,7 @@ from . import (
     sampling,
     splat,
     splat_views,
+    training,
     trajectory,
     types,
     video,
@@ -86,4 +87,5 @@ class LyraExtension(ComfyExtension):
             optimize.OptimizeSplat,
             mesh.WorldMesh,
             export.ExportWorld,
+            *training.NODES,
         ]

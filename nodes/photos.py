@@ -208,7 +208,7 @@ class LoadCapture(Node):
         cameras = camera_files.load_cameras(path, size=size, fit="crop", on_note=notes.append)
         pictures = camera_files.pictures_of(path)
         chosen = _spread(len(pictures), count, first, step)
-        images = torch.stack([_cropped(pictures[i], size) for i in chosen])
+        images = torch.stack([cropped(pictures[i], size) for i in chosen])
         report = "\n".join([", ".join(pictures[i].name for i in chosen), *notes])
         return io.NodeOutput(images, cameras[chosen], report, ui=ui.PreviewText(report))
 
@@ -222,7 +222,7 @@ def _spread(total: int, count: int, first: int, step: int) -> list[int]:
     return list(range(first, total, step))[:count]
 
 
-def _cropped(file: Path, size: tuple[int, int]) -> torch.Tensor:
+def cropped(file: Path, size: tuple[int, int]) -> torch.Tensor:
     """A picture (H, W, 3) enlarged evenly until it covers `size`, and cut around its middle, as `Cameras.cropped`.
 
     As it lies in the file: captures count its pixels before any EXIF rotation.

@@ -193,3 +193,25 @@ def test_what_can_not_be_trained_is_refused(model):
         adapters.with_adapters(model, optimisation.of_lyra2, 0)
     with pytest.raises(ValueError, match="nothing would be learned"):
         adapters.with_adapters(model, optimisation.matching("nowhere"), 4)
+
+
+# ----------------------------------------------------------------------------------------------------- memory and time
+
+
+def test_a_lora_of_the_released_model_fits_one_card_of_80_gb_as_counted(comfy_host, tiny_models):
+    from lyra_core.models import planner
+    from lyra_core.models.lyra2 import Lyra2Model
+
+    network = Lyra2Model(**tiny_models.LYRA2_14B, device="meta", operations=torch.nn)
+    shapes = {name: weight.shape for name, weight in network.named_parameters()}
+    whole = 2 * sum(shape.numel() for shape in shapes.values())
+    lora = sum(16 * (s[0] + s[1:].numel()) for name, s in shapes.items() if len(s) > 1 and optimisation.of_lyra2(name))
+    card = planner.Card("one card of 80 GB", 80e9 / 2**30, 660.0)
+    found = planner.teaching(network, (480, 832), 2, lora, whole)
+    assert found.tokens == 38246 and 60 < found.needed < card.memory
+    told = "\n".join(found.lines(card, 1000))
+    assert "one card of 80 GB, 75 GiB: fits" in told and "counted, not measured" in told
+    assert planner.teaching(network, (480, 832), 2, lora, whole, checkpointed=False).needed > 200
+    full = planner.teaching(network, (480, 832), 2, sum(s.numel() for s in shapes.values()), whole)
+    assert "does not fit: switch offload on" in "\n".join(full.lines(card, 1))
+    assert "not known without a GPU" in found.lines(None, 1)[1]

@@ -79,6 +79,8 @@ NODES = {
     "Lyra2ExpertSigmas",
     "Lyra2LeftoverNoise",
     "Lyra2SampleVace",
+    "Lyra2TrainLoRA",
+    "Lyra2TrainingSet",
     "Lyra2TrustKnown",
     "Lyra2VaceConditioning",
 }

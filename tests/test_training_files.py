@@ -71,11 +71,14 @@ def test_a_world_brings_all_that_is_learned_from(tmp_path):
     world = begin(wall(1).picture(0) / 2 + 0.5, torch.full((32, 48), 4.0), camera, prompt="a wall")
     planned = plan(world, wall(9).cameras[1:])
     made = generate(world, planned)
-    world = append(world, planned, made.frames, made.invented, made.depths, "further on", {"generator": "preview"})
+    world = append(world, planned, made.frames, made.invented, made.depths, "further on", {"generator": "geometry preview"})
     sample = sets.of_world(world, "home")
     assert len(sample) == 9 and sample.captions == {0: "a wall", 1: "further on"}
     assert torch.equal(sample.frames[5], world.frame(5)) and sorted(sample.depths) == [0, 8]
-    assert sets.generators(world) == {"preview"}
+    assert "the geometry preview made all of it" in "\n".join(sets.remarks(world, "home"))
+    assert sets.remarks(replace(world, chunks=(replace(world.chunks[0], settings={"generator": "lyra2"}),)), "home") == [
+        "home: chunks by lyra2"
+    ]
     sets.add(tmp_path, sample, {"world": world.key}, 8)
     assert torch.equal(sets.read(tmp_path)[0].frames, sample.frames)
 

@@ -162,3 +162,71 @@ def report(card: Card, size: tuple[int, int], chunks: int, quality: str, precisi
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+# --------------------------------------------------------------------------------------------------------------- training
+
+KEPT = 24  # tensors of tokens x width that a block keeps for its gradients: 9 of self-attention, 8 of cross-attention, 7 of sums and norms
+KEPT_WIDE = 3  # tensors of tokens x inner width: of the feed-forward, before and after its activation, and a gradient
+TRAINED_BYTES = 16  # of a trained number: itself, its gradient and AdamW's two moments, in float32
+ENCODERS = 1.6  # GiB: the VAE and CLIP vision, which stay beside the transformer
+AGAIN = 4.0  # forward passes that a step costs: one, one again for the checkpoints, and gradients, which are two
+SPOILING = 0.35  # of the steps spoil a chunk first: one pass more, and a chunk decoded and encoded
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Memory in GiB, and time, that a training takes. Counted from shapes, not measured."""
+
+    weights: float
+    trained: float
+    working: float
+    tokens: int
+    share: float  # of the work of one pass that the released model does at SIZE
+
+    @property
+    def needed(self) -> float:
+        return self.weights + self.trained + self.working + ENCODERS + LEFT_TO_OTHERS
+
+    def lines(self, card: Card | None, steps: int, spoiling: float = 1.0) -> list[str]:
+        told = (
+            f"memory of the card: {self.needed:.1f} GiB (weights {self.weights:.1f}, what is trained {self.trained:.2f}, a step "
+            f"{self.working:.1f}, encoders and the rest {ENCODERS + LEFT_TO_OTHERS:.1f}); counted, not measured"
+        )
+        if card is None:
+            return [told, "time: not known without a GPU; the first steps tell"]
+        fits = "fits" if self.needed <= card.memory else "does not fit: switch offload on, or take smaller pictures"
+        seconds = self.seconds(card, spoiling)
+        lasts = f"time: about {seconds:.1f} s a step, {_time(steps * seconds)} in all; an estimate"
+        return [f"{card.name}, {card.memory:.0f} GiB: {fits}", told, lasts]
+
+    def seconds(self, card: Card, spoiling: float = 1.0) -> float:
+        """Of a step, on a card."""
+        passes = AGAIN + SPOILING * spoiling
+        return (passes * MEASURED.forward + SPOILING * spoiling * MEASURED.rest) * self.share * MEASURED.card.speed / card.speed
+
+
+def teaching(
+    network, size: tuple[int, int], width: int, trained: int = 0, weight_bytes: float = 0, checkpointed: bool = True
+) -> Teaching:
+    """What training a Lyra2Model on pictures of (height, width) takes; `width` bytes a number, `trained` numbers of it."""
+    rows, columns = (side // 8 for side in size)
+    layout, block = network.layout, network.blocks[0]
+    new = layout.new_latents * (rows // PATCH) * (columns // PATCH)
+    count = layout.history_tokens(rows, columns) + new
+    dim, depth, inner = network.dim, len(network.blocks), block.ffn_dim
+    one_block = count * (KEPT * dim + KEPT_WIDE * inner)
+    blocks = depth * count * dim + one_block if checkpointed else depth * one_block
+    encoded = (layout.slots("spatial") + layout.new_latents) * (rows // PATCH) * (columns // PATCH) * block.buffer_encoder[0].in_features
+    guides = count * block.cam_encoder.in_features + 2 * depth * count * network.rank + encoded
+    work = count * _parameters(depth, dim, inner) + depth * 2 * count**2 * dim
+    every = tokens(SIZE)
+    released = every * _parameters(40, 5120, 13824) + 40 * 2 * every**2 * 5120
+    return Teaching(
+        weight_bytes / GIB, trained * TRAINED_BYTES / GIB, (blocks + guides) * width / GIB, count, work / released
+    )
+
+
+def _parameters(depth: int, dim: int, inner: int) -> int:
+    """Of the blocks' matrices, about: self-attention, cross-attention and feed-forward."""
+    return depth * (8 * dim**2 + 2 * dim * inner)

@@ -45,9 +45,18 @@ def of_world(world: World, name: str) -> Sample:
     return Sample(name, frames, world.cameras, depths, captions)
 
 
-def generators(world: World) -> set[str]:
-    """What made the chunks of a world."""
-    return {str(chunk.settings.get("generator", "unknown")) for chunk in world.chunks}
+def remarks(world: World, name: str) -> list[str]:
+    """What to know of a world that is learned from, a line each."""
+    made = {str(chunk.settings.get("generator", "unknown")) for chunk in world.chunks}
+    lines = [f"{name}: chunks by {', '.join(sorted(made))}"]
+    if made == {"geometry preview"}:
+        lines.append(
+            f"{name}: the geometry preview made all of it, so what is learned is how cameras move and what was seen before, not how a "
+            "place goes on where nobody has looked"
+        )
+    if left := sum(keyframe.frame < 0 for keyframe in world.memory.keyframes):
+        lines.append(f"{name}: {left} further photos are in no chunk and are left out")
+    return lines
 
 
 def missing_depths(sample: Sample, chunk: int, windows: int) -> list[int]:
