@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from comfy_api.latest import ComfyExtension, io
 
 from ..lyra_core.models import da3_gaussians, lyra2_host
@@ -38,6 +40,10 @@ class LyraExtension(ComfyExtension):
     async def on_load(self) -> None:
         lyra2_host.register()
         da3_gaussians.register()
+        if "LYRA2_RANK" in os.environ:  # one of several processes that make a world together: see the module
+            from ..lyra_core.models import token_split
+
+            token_split.join()
         routes.register(types.running_server())
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -278,7 +278,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_server(base: Path, output: Path, port: int, log, *extra: str) -> subprocess.Popen:
+def start_server(base: Path, output: Path, port: int, log, *extra: str, variables: dict[str, str] | None = None) -> subprocess.Popen:
     """Start the host on BASE with the pack; models come from COMFYUI_PATH/models when that holds any."""
     import torch
 
@@ -314,9 +314,8 @@ def start_server(base: Path, output: Path, port: int, log, *extra: str) -> subpr
         command += ["--models-directory", str(host / "models")]
     if not torch.cuda.is_available():
         command += ["--cpu"]
-    return subprocess.Popen(
-        command, env=environment_variables(host), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-    )
+    environment = {**environment_variables(host), **(variables or {})}
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
 
 # What ends a server whose launcher was killed: it would keep its card's memory and go on writing. Reads until nobody writes.
@@ -334,16 +333,24 @@ except OSError:
 class Server:
     """A running host: starts on enter, stops on exit, answers HTTP in between; it ends with the process that started it."""
 
-    def __init__(self, base: Path, output: Path, *extra: str):
-        self.base, self.output, self.extra = base, output, extra
+    def __init__(self, base: Path, output: Path, *extra: str, variables: dict[str, str] | None = None, log: str = "server.log"):
+        self.base, self.output, self.extra, self.variables = base, output, extra, variables
         self.port = free_port()
-        self.log_path = base / "server.log"
+        self.log_path = base / log
 
     def __enter__(self) -> Server:
+        self.start()
+        return self.wait()
+
+    def start(self) -> None:
+        """Begin to start, without waiting."""
         self.base.mkdir(parents=True, exist_ok=True)
-        self.log = open(self.log_path, "wb")
-        self.process = start_server(self.base, self.output, self.port, self.log, *self.extra)
+        self.log = open(self.log_path, "wb")  # noqa: SIM115  it stays open while the server runs
+        self.process = start_server(self.base, self.output, self.port, self.log, *self.extra, variables=self.variables)
         self.guard = subprocess.Popen([sys.executable, "-S", "-c", GUARD, str(self.process.pid)], stdin=subprocess.PIPE)
+
+    def wait(self) -> Server:
+        """Until it answers; SystemExit with the end of its log if it does not."""
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -356,6 +363,8 @@ class Server:
         raise SystemExit(f"the host did not start; the end of {self.log_path}:\n" + self.log_tail())
 
     def __exit__(self, *_exc) -> None:
+        if self.log.closed:
+            return
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -526,13 +535,7 @@ def run_workflow(path: Path, settings: list[str], output: Path, change=lambda pr
 
 def run_on(server: Server, workflow: dict, settings: list[str], change=lambda prompt: None, name: Path | str = "the workflow") -> dict:
     """Run a workflow to its end and say what it said and wrote; WorkflowError unless every output of it is there."""
-    object_info = server.get("/object_info")
-    with prompts.about(name):
-        prompt = prompts.to_api_format(workflow, object_info)
-        prompts.apply_settings(prompt, settings, server.base / "input", object_info)
-        change(prompt)
-        prompts.check(prompt, object_info)
-        silent = prompts.muted_outputs(workflow, object_info)
+    prompt, silent = prepared(server, workflow, settings, change, name)
     if silent:
         say(f"left out, because the workflow mutes or bypasses it: {'; '.join(silent)}")
     outputs = run_prompt(server, prompt, progress_bar)
@@ -543,6 +546,17 @@ def run_on(server: Server, workflow: dict, settings: list[str], change=lambda pr
             raise WorkflowError(f"{file} was to be written but is not there; {server.log_hint()}")
         say(f"wrote {os.path.relpath(file)}")
     return outputs
+
+
+def prepared(server: Server, workflow: dict, settings: list[str], change, name: Path | str) -> tuple[dict, list[str]]:
+    """The prompt of a workflow for a server, and which nodes of it are switched off; WorkflowError if it can't run."""
+    object_info = server.get("/object_info")
+    with prompts.about(name):
+        prompt = prompts.to_api_format(workflow, object_info)
+        prompts.apply_settings(prompt, settings, server.base / "input", object_info)
+        change(prompt)
+        prompts.check(prompt, object_info)
+        return prompt, prompts.muted_outputs(workflow, object_info)
 
 
 # -------------------------------------------------------------------------------------------------------- the commands
@@ -627,10 +641,13 @@ def demo_path(size: tuple[int, int]) -> Path:
     return upright
 
 
-def run_command(workflow: Path, settings: list[str], output: Path) -> int:
+def run_command(workflow: Path, settings: list[str], output: Path, gpus: int = 1) -> int:
     if output.exists() and not output.is_dir():
         raise WorkflowError(f"{output}: is a file; name a folder with --output")
-    run_workflow(workflow, settings, output.resolve())
+    if gpus > 1:
+        tool("several_gpus").run(prompts.read_workflow(workflow), settings, output.resolve(), gpus, workflow)
+    else:
+        run_workflow(workflow, settings, output.resolve())
     return 0
 
 
@@ -789,6 +806,7 @@ def parser() -> argparse.ArgumentParser:
         help="override a widget; VALUE @PATH copies a file into the input folder and names it",
     )
     command.add_argument("--output", type=Path, default=Path("output"), help="where files go (default ./output)")
+    command.add_argument("--gpus", type=int, default=1, help="share the Lyra 2 transformer's tokens out over so many GPUs")
     command = commands.add_parser("convert", help="a released transformer or LoRA, for the stock loaders")
     command.add_argument("source", type=Path, help="a folder of .distcp files, a .pth or a .safetensors file")
     command.add_argument("target", type=Path, help="for ComfyUI/models/diffusion_models, or models/loras for a LoRA")
@@ -838,7 +856,7 @@ def carry_out(options, rest: list[str]) -> int:
     if options.command == "demo":
         return demo(options)
     if options.command == "run":
-        return run_command(options.workflow, options.settings, options.output)
+        return run_command(options.workflow, options.settings, options.output, options.gpus)
     if options.command == "convert":
         return convert(options.source, options.target)
     if options.command == "explore":

@@ -403,9 +403,14 @@ def card(row: dict) -> str:
 # ---------------------------------------------------------------------------------------------------------- the command
 
 
+def bases_of(place: str) -> Path:
+    """Where the workers of a place have their base folders."""
+    return comfy.home() / "fleet" / hashlib.sha256(place.encode()).hexdigest()[:12]
+
+
 def pool_for(options, place: str):
     """Whoever does the jobs: Ray's workers where Ray is, else this process."""
-    bases = comfy.home() / "fleet" / hashlib.sha256(place.encode()).hexdigest()[:12]
+    bases = bases_of(place)
     if importlib.util.find_spec("ray") is None:
         how = f"{comfy.venv_python()} -m pip install 'ray[client]'"
         if options.address:
@@ -463,6 +468,7 @@ def carry_out(options, results: Results, orders: list[dict]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher hands Ctrl-C on, so it comes twice
         if pool:
             pool.close()
+            shutil.rmtree(bases_of(results.place.name), ignore_errors=True)  # on this machine; on others they are used again
         results.write()
         signal.signal(signal.SIGINT, signal.default_int_handler)
     failed = [row["key"] for row in results.rows.values() if row["status"] == "failed"]

@@ -80,6 +80,8 @@ class HistoryTokens(NamedTuple):
 class GuidedSelfAttention(WanSelfAttention):
     """Self-attention whose queries and keys, not values, also see a bias per token."""
 
+    attend = staticmethod(self_attention)  # where an engine that shares the tokens out puts its own
+
     def forward(self, x: Tensor, guide: tuple[Tensor, Tensor], transformer_options={}) -> Tensor:  # noqa: B006
         rope, bias = guide
         batch, length = x.shape[:2]
@@ -90,7 +92,7 @@ class GuidedSelfAttention(WanSelfAttention):
 
         q, k = rotated(self.norm_q(self.q(guided))), rotated(self.norm_k(self.k(guided)))
         del guided  # as large as all the tokens
-        out = self_attention(q.flatten(2), k.flatten(2), self.v(x), self.num_heads, transformer_options)
+        out = self.attend(q.flatten(2), k.flatten(2), self.v(x), self.num_heads, transformer_options)
         for patch in transformer_options.get("patches", {}).get("attn1_patch", []):
             out = patch({"x": out, "q": q, "k": k, "transformer_options": transformer_options})
         return self.o(out)
