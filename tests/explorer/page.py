@@ -20,7 +20,14 @@ FLAGS = [
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
     "--js-flags=--expose-gc",
+    # pages are drawn by the processor: without a detour over an emulated GPU, which WebGL still takes
+    "--disable-accelerated-2d-canvas",
+    "--disable-gpu-rasterization",
 ]
+# what pulses on the host's page while a prompt runs is drawn sixty times a second, which takes a core where no GPU is
+STILL = """addEventListener("DOMContentLoaded", () => {
+    const still = document.createElement("style"); still.textContent = "*, ::before, ::after { animation: none !important; transition: none !important }";
+    document.head.append(still); });"""
 FIRST, MODULES = "/extensions/{pack}/lyra2.js", "/extensions/{pack}/{name}.mjs"
 CYCLE = """
     window.alive ??= []; const [kind, times] = given; const nodes = []; const count = () => document.getElementsByTagName('*').length;
@@ -106,6 +113,7 @@ class ExplorerPage:
         self.server, self.pack = server, pack
         self.tab = browser.new_page(viewport={"width": size[0], "height": size[1]})
         self.tab.set_default_timeout(1000 * PATIENCE)
+        self.tab.add_init_script(STILL)
         self.errors: list[str] = []
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
         self.requests: list = []

@@ -262,13 +262,14 @@ def test_the_transformer_shows_each_chunk_as_it_comes_and_makes_others_of_the_sa
     assert [2, "running"] in page.tab.evaluate("window.seen"), "the first chunk was there before the second was done"
     assert page.x("x.settings.grown.length") == 2 and page.x("x.plan.keys.length") == 0
     assert [chunk["settings"]["seed"] for chunk in page.chunks("painted")[1:]] == [1, 1]
-    # the same way with the next seed, ended once its first chunk is there
-    page.js("x.targets()[0].node.widgets.find(({ name }) => name === 'quality.steps').value = 2;")
+    # the same way with the next seed, ended by the page itself once it shows the first chunk
+    page.js(
+        "const { blockArrived } = x; x.blockArrived = function (state) { const done = blockArrived.call(this, state);"
+        " if (x.world.chain.length === 2 && x.world.tree.length === 4) x.grow.stop(); return done; };"
+    )
     page.focus()
     page.press("Shift+R")
-    page.wait("x.grow.state === 'running' && x.world.chain.length === 2 && x.world.tree.length === 4", 900)
-    page.js("await x.grow.stop();")
-    page.wait("!x.grow.busy")
+    page.wait("x.world.tree.length === 4 && !x.grow.busy", 900)
     photo, *made = page.chunks("painted")
     assert [chunk["settings"]["seed"] for chunk in made] == [1, 1, 2] and page.x("x.world.state") == made[-1]["key"]
     assert [chunk["parent"] for chunk in made] == [photo["key"], made[0]["key"], photo["key"]]

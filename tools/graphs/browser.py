@@ -18,6 +18,9 @@ FLAGS = (
     "--use-gl=angle",
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
+    # pages are drawn by the processor: without a detour over an emulated GPU, which WebGL still takes
+    "--disable-accelerated-2d-canvas",
+    "--disable-gpu-rasterization",
 )
 FRONTENDS = ("classic", "nodes 2.0")
 
