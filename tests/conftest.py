@@ -82,6 +82,21 @@ def scenes():
 
 
 @pytest.fixture(scope="session")
+def toy_scenes():
+    """tools/train/scenes.py as a module: a seeded world of boxes."""
+    load_package("lyra_train", PROJECT / "tools" / "train")
+    return importlib.import_module("lyra_train.scenes")
+
+
+@pytest.fixture(scope="session")
+def train(comfy_host, toy_scenes):
+    """tools/train as a package, with its modules."""
+    for module in ("codec", "films", "gates", "painter", "release", "scoring"):
+        importlib.import_module(f"lyra_train.{module}")
+    return sys.modules["lyra_train"]
+
+
+@pytest.fixture(scope="session")
 def tiny_models():
     """tools/tiny_models.py as a module."""
     return load_tool("tiny_models")

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
-from conftest import PROJECT, load_package
 
 from lyra_core.conditioning.framepack import LYRA2
 
 SMALL = {"rank": 12, "dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 2}
-
-
-@pytest.fixture(scope="module")
-def train(comfy_host):
-    package = load_package("lyra_train", PROJECT / "tools" / "train")
-    for module in ("codec", "films", "painter", "release", "scenes"):
-        importlib.import_module(f"lyra_train.{module}")
-    return package
 
 
 @pytest.fixture(scope="module")

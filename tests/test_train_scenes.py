@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
-
 import pytest
 import torch
-from conftest import PROJECT, load_package
 
 from lyra_core.cameras.camera import check, project, unproject
 
@@ -15,17 +11,11 @@ SIZE = (32, 48)
 
 
 @pytest.fixture(scope="module")
-def scenes() -> ModuleType:
-    load_package("lyra_train", PROJECT / "tools" / "train")
-    return importlib.import_module("lyra_train.scenes")
-
-
-@pytest.fixture(scope="module")
-def filmed(scenes):
+def filmed(toy_scenes):
     """A room and a street, the walk through each, pictures and depth."""
-    made = [scenes.scene(4), scenes.scene(7)]
-    walks = [scenes.walk(scene, 1, 121, SIZE, comes_back=True) for scene in made]
-    return made, walks, *scenes.render(made, [walk[::20] for walk in walks])
+    made = [toy_scenes.scene(4), toy_scenes.scene(7)]
+    walks = [toy_scenes.walk(scene, 1, 121, SIZE, comes_back=True) for scene in made]
+    return made, walks, *toy_scenes.render(made, [walk[::20] for walk in walks])
 
 
 def test_depth_is_the_nearest_of_all_planes_that_bound_a_surface_there(filmed):
@@ -46,11 +36,11 @@ def scene_distance(scene, points):
     return torch.minimum(room, boxes.amin(0))
 
 
-def test_a_wall_ahead_is_as_far_as_its_plane(scenes):
-    room = scenes.scene(2)
+def test_a_wall_ahead_is_as_far_as_its_plane(toy_scenes):
+    room = toy_scenes.scene(2)
     empty = type(room)(**{**vars(room), "things": torch.zeros_like(room.things)})
-    camera = scenes._standing_at(torch.tensor([[0.3, -1.4, 0.2, 0.0, 0.0]]), SIZE)
-    depth = scenes.render([empty], [camera])[1][0, 0]
+    camera = toy_scenes._standing_at(torch.tensor([[0.3, -1.4, 0.2, 0.0, 0.0]]), SIZE)
+    depth = toy_scenes.render([empty], [camera])[1][0, 0]
     rows, columns = torch.meshgrid(*(torch.arange(side) - (side - 1) / 2 for side in SIZE), indexing="ij")
     x, y = columns / camera.K[0, 0, 0], rows / camera.K[0, 1, 1]
     (left, top, _), (right, floor, far) = (corner.tolist() for corner in room.walls)
@@ -59,9 +49,9 @@ def test_a_wall_ahead_is_as_far_as_its_plane(scenes):
     torch.testing.assert_close(depth, expected.where(expected > 0, torch.inf).amin(0), rtol=1e-5, atol=1e-5)
 
 
-def test_a_point_has_one_colour_wherever_it_is_seen_from(scenes, filmed):
+def test_a_point_has_one_colour_wherever_it_is_seen_from(toy_scenes, filmed):
     made, walks, *_ = filmed
-    pictures, depths = scenes.render(made[:1], [walks[0][:25:12]], samples=1)
+    pictures, depths = toy_scenes.render(made[:1], [walks[0][:25:12]], samples=1)
     here, there = walks[0][0], walks[0][24]
     pixels, depth = project(unproject(depths[0, :1], here)[0][None], there)
     x, y = pixels[0].round().long().unbind(-1)
@@ -72,22 +62,22 @@ def test_a_point_has_one_colour_wherever_it_is_seen_from(scenes, filmed):
     assert (pictures[0, 2][y, x] - pictures[0, 0]).abs().mean(-1)[same].mean() < 0.03  # half a pixel apart at most
 
 
-def test_scenes_walks_and_pictures_repeat_and_do_not_depend_on_the_batch(scenes, filmed):
+def test_scenes_walks_and_pictures_repeat_and_do_not_depend_on_the_batch(toy_scenes, filmed):
     made, walks, pictures, depths = filmed
-    again = scenes.scene(7)
-    walk = scenes.walk(again, 1, 121, SIZE, comes_back=True)
-    picture, depth = scenes.render([again], [walk[::20]])
+    again = toy_scenes.scene(7)
+    walk = toy_scenes.walk(again, 1, 121, SIZE, comes_back=True)
+    picture, depth = toy_scenes.render([again], [walk[::20]])
     assert torch.equal(walk.w2c, walks[1].w2c) and again.caption == made[1].caption
     torch.testing.assert_close(depth[0], depths[1], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(picture[0], pictures[1], rtol=1e-5, atol=1e-5)
-    assert not torch.equal(scenes.scene(9).things, again.things)
+    assert not torch.equal(toy_scenes.scene(9).things, again.things)
 
 
-def test_walks_keep_clear_of_everything_and_those_that_come_back_do(scenes):
+def test_walks_keep_clear_of_everything_and_those_that_come_back_do(toy_scenes):
     for seed in range(8):
-        scene = scenes.scene(seed)
-        walk = check(scenes.walk(scene, seed, 161, SIZE, comes_back=True))
-        assert scenes.clearance(scene, walk.centers).min() > 0.2
+        scene = toy_scenes.scene(seed)
+        walk = check(toy_scenes.walk(scene, seed, 161, SIZE, comes_back=True))
+        assert toy_scenes.clearance(scene, walk.centers).min() > 0.2
         assert (walk.centers[0] - walk.centers[-1]).norm() < 0.25
         assert (walk.centers - walk.centers[0]).norm(dim=1).max() > 0.5 or _turned(walk) > 40
         assert (walk.centers[1:] - walk.centers[:-1]).norm(dim=1).max() < 0.15
@@ -98,7 +88,7 @@ def _turned(walk) -> float:
     return float(torch.rad2deg(torch.arccos((looks @ looks[0]).clamp(-1, 1)).max()))
 
 
-def test_captions_say_nothing_outside_the_vocabulary(scenes):
-    captions = [scenes.scene(seed).caption for seed in range(60)]
+def test_captions_say_nothing_outside_the_vocabulary(toy_scenes):
+    captions = [toy_scenes.scene(seed).caption for seed in range(60)]
     assert len(set(captions)) > 40
-    assert {word for caption in captions for word in caption.split()} <= set(scenes.VOCABULARY)
+    assert {word for caption in captions for word in caption.split()} <= set(toy_scenes.VOCABULARY)

@@ -12,6 +12,7 @@
     python tools/comfy.py check WORLD [--repair]        what of a saved world is whole; lists what is, sets aside what is not
     python tools/comfy.py plan [--memory GIB --speed TFLOPS]    whether a card can do it, and how long that takes
     python tools/comfy.py models [--get NAME]           the model files that workflows need; downloads one when asked
+    python tools/comfy.py train-tiny [FOLDER]           a small Lyra 2 from nothing, in scenes of boxes; hours on a CPU
     python tools/comfy.py workflows                     write workflows/*.json again
     python tools/comfy.py lock [--upgrade]              write tools/requirements.lock again
 
@@ -830,7 +831,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-PASSED_ON = ("test", "golden", "bench", "workflows", "lock", "models", "fleet")  # commands that read their arguments themselves
+PASSED_ON = ("test", "golden", "bench", "workflows", "lock", "models", "fleet", "train-tiny")  # commands that read their arguments themselves
 
 
 def main(arguments: list[str]) -> int:
@@ -873,7 +874,7 @@ def carry_out(options, rest: list[str]) -> int:
         return run_models(rest)
     if options.command == "fleet":
         return tool("fleet").main(rest)
-    return run_tool(options.command, rest)
+    return run_tool(options.command.replace("-", "_"), rest)
 
 
 if __name__ == "__main__":

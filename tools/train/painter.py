@@ -17,6 +17,7 @@ from lyra_core.conditioning.history import SLOT_CHANNELS
 from lyra_core.conditioning.schedules import TRAIN_STEPS, full
 from lyra_core.models.learning import as_model
 from lyra_core.models.lyra2 import Lyra2Model
+from lyra_core.training import state
 from lyra_core.training.contracts import Condition, Encoders, Example, Model, stack
 from lyra_core.training.losses import flow_loss
 from lyra_core.training.optimisation import everything, set_rate, tame, trained
@@ -147,6 +148,11 @@ def train(
             say(f"transformer {step + 1}/{steps}: loss {sum(losses) / len(losses):.4f}")
             losses = []
     return network
+
+
+def put_back(path: Path, network: Lyra2Model) -> None:
+    """The weights that a training has got to."""
+    network.load_state_dict(state.load(path).weights)
 
 
 def spoken(network: Lyra2Model) -> Model:

@@ -1,0 +1,92 @@
+"""Makes the small Lyra 2 from nothing: `python tools/comfy.py train-tiny [FOLDER]`, resumable at any time.
+
+Codec, then films of scenes and their latents, then transformer, then the gates; what is done is not done again. The checkpoint
+is written to FOLDER/lyra_tiny.safetensors, for the host's CheckpointLoaderSimple, with gates.json beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import host
+import train  # noqa: F401  a folder that host.boot() takes off the path
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="comfy.py train-tiny", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("output/lyra_tiny"), help="where all of it goes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--codec-steps", type=int, default=6000)
+    parser.add_argument("--films", type=int, default=96, help="scenes that are learned from")
+    parser.add_argument("--steps", type=int, default=20000, help="of the transformer")
+    parser.add_argument("--examples", type=int, default=48, help="that are kept at hand")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--held-out", type=int, default=16, help="scenes that the gates look at")
+    parser.add_argument("--until", choices=("codec", "films", "transformer", "gates"), default="gates", help="stop after this")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    host.boot()
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    codec, films, gates, painter, release, contracts = (
+        import_module(name)
+        for name in ("train.codec", "train.films", "train.gates", "train.painter", "train.release", "lyra_core.training.contracts")
+    )
+    began, recipe = time.monotonic(), painter.RECIPE
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
+
+    folder = options.folder
+    learned = codec.train(folder / "codec.training.safetensors", options.codec_steps, options.seed, say=say)
+    network = codec.in_format(learned, codec.films(options.seed, 24))
+    if options.until == "codec":
+        say(str(gates.codec(network, recipe, options.held_out)))
+        return 0
+    codec.write(network, folder / "codec.safetensors")
+    coder = codec.TrainingCodec(network, codec.fingerprint(network))
+    samples = films.training_set(folder / "films", options.films, recipe, coder, options.seed, say=say)
+    made = {"seed": options.seed, "films": options.films, "batch": options.batch, "examples": options.examples}
+    made |= {"codec_steps": options.codec_steps, "transformer_steps": options.steps}
+    made["parent"] = f"a transformer of {options.steps} steps" if options.steps else "fresh weights"
+    (folder / "made.json").write_text(json.dumps(made, indent=1))
+    if options.until == "films":
+        return 0
+    encoders = contracts.Encoders(coder, lambda picture: torch.zeros(1, 1), release.padded)
+    transformer = painter.train(
+        folder / "transformer.training.safetensors",
+        painter.new(options.seed),
+        samples,
+        encoders,
+        options.steps,
+        recipe,
+        options.seed,
+        options.batch,
+        options.examples,
+        say,
+    )
+    file = release.write(folder / "lyra_tiny.safetensors", transformer, network)
+    say(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    if options.until == "transformer":
+        return 0
+    found = [gates.codec(network, recipe, options.held_out)]
+    say(str(found[0]))
+    for gate in gates.painter(painter.spoken(transformer), encoders, recipe, options.held_out):
+        found.append(gate)
+        say(str(gate))
+    (folder / "gates.json").write_text(json.dumps([vars(gate) for gate in found], indent=2))
+    return 0 if all(gate.met for gate in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
