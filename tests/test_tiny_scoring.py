@@ -82,7 +82,8 @@ def test_the_preview_of_a_scene_keeps_what_the_photo_shows(scoring, film):
     window = film.windows(SMALL.chunk, 1)[0]
     seen = scoring.parts(film, window, SMALL).seen
     made = scoring.previewed(film, window)
-    assert scoring.alike(made, scoring.truth(film, window), seen)["PSNR"] > 25
+    true, photo = scoring.truth(film, window), film.picture(0).expand_as(made) * 0.5 + 0.5
+    assert scoring.alike(made, true, seen)["PSNR"] > max(25, 6 + scoring.alike(photo, true, seen)["PSNR"])
 
 
 def test_a_camera_is_found_again_by_what_its_picture_shows(train, scoring):
@@ -101,7 +102,7 @@ def test_drift_is_what_grows_from_chunk_to_chunk(scoring):
     darker = true * torch.linspace(1, 0.5, 24).view(-1, 1, 1, 1)
     found = scoring.drift(darker, true, 8)
     assert scoring.slope(found["colour"]) > 0.05 and scoring.slope(found["sharpness"]) < -0.05
-    assert scoring.slope([1.0, 3.0, 5.0]) == pytest.approx(2.0)
+    assert scoring.slope([1.0, 3.0, 5.0, 7.0]) == pytest.approx(2.0)
     assert max(map(abs, scoring.drift(true, true, 8)["sharpness"])) < 1e-6
 
 

@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--examples", type=int, default=48, help="that are kept at hand")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--held-out", type=int, default=16, help="scenes that the gates look at")
+    parser.add_argument("--size", default="96x64", help="width x height of the films, multiples of 16")
     parser.add_argument("--until", choices=("codec", "films", "transformer", "gates"), default="gates", help="stop after this")
     return parser
 
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
         for name in ("train.codec", "train.films", "train.gates", "train.painter", "train.release", "lyra_core.training.contracts")
     )
     began, recipe = time.monotonic(), painter.RECIPE
+    width, height = map(int, options.size.split("x"))
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
@@ -51,13 +53,13 @@ def main(arguments: list[str]) -> int:
     learned = codec.train(folder / "codec.training.safetensors", options.codec_steps, options.seed, say=say)
     network = codec.in_format(learned, codec.films(options.seed, 24))
     if options.until == "codec":
-        say(str(gates.codec(network, recipe, options.held_out)))
+        say(str(gates.codec(network, recipe, options.held_out, (height, width))))
         return 0
     codec.write(network, folder / "codec.safetensors")
     coder = codec.TrainingCodec(network, codec.fingerprint(network))
-    samples = films.training_set(folder / "films", options.films, recipe, coder, options.seed, say=say)
+    samples = films.training_set(folder / "films", options.films, recipe, coder, options.seed, (height, width), say)
     made = {"seed": options.seed, "films": options.films, "batch": options.batch, "examples": options.examples}
-    made |= {"codec_steps": options.codec_steps, "transformer_steps": options.steps}
+    made |= {"size": [height, width], "codec_steps": options.codec_steps, "transformer_steps": options.steps}
     made["parent"] = f"a transformer of {options.steps} steps" if options.steps else "fresh weights"
     (folder / "made.json").write_text(json.dumps(made, indent=1))
     if options.until == "films":
@@ -79,9 +81,9 @@ def main(arguments: list[str]) -> int:
     say(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
     if options.until == "transformer":
         return 0
-    found = [gates.codec(network, recipe, options.held_out)]
+    found = [gates.codec(network, recipe, options.held_out, (height, width))]
     say(str(found[0]))
-    for gate in gates.painter(painter.spoken(transformer), encoders, recipe, options.held_out):
+    for gate in gates.painter(painter.spoken(transformer), encoders, recipe, options.held_out, (height, width)):
         found.append(gate)
         say(str(gate))
     (folder / "gates.json").write_text(json.dumps([vars(gate) for gate in found], indent=2))

@@ -54,9 +54,9 @@ def ablation() -> Iterator[Result]:
     network = codec.read(folder / "codec.safetensors")
     coder = codec.TrainingCodec(network, codec.fingerprint(network))
     encoders = contracts.Encoders(coder, lambda picture: torch.zeros(1, 1), release.padded)
-    samples = films.training_set(folder / "films", record["films"], painter.RECIPE, coder, record["seed"])
-    kept = films.held_out(count, painter.RECIPE)
-    long = films.held_out(walks, painter.RECIPE, chunks=WALK)
+    samples = films.training_set(folder / "films", record["films"], painter.RECIPE, coder, record["seed"], tuple(record["size"]))
+    kept = films.held_out(count, painter.RECIPE, size=tuple(record["size"]))
+    long = films.held_out(walks, painter.RECIPE, WALK, tuple(record["size"]))
     print(f"{TITLE}: {steps} steps each on {len(samples)} films, from {record['parent']}; {count} scenes, {walks} walks", flush=True)
     table, curves = {}, {}
     for name, changes in CHANGES.items():

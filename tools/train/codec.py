@@ -34,7 +34,7 @@ SCENES, RENEWED = 24, 150  # that are filmed at a time, and for how many steps
 CUT = (48, 64)  # height and width of what a step sees of a frame
 PICTURES, SHORT, LONG = (10, 1), (2, 5), (1, 9)  # how many clips a step sees, and how many frames of each
 ALONE = 0.3  # of all steps, the first, see pictures alone: ten different ones teach more than as many alike
-REPORTED = 50  # steps between two reports, and checkpoints
+REPORTED = 25  # steps between two reports, and checkpoints
 
 
 class Norm(RMS_norm):

@@ -33,21 +33,28 @@ class Gate:
         return f"{self.what}: {self.found} ({self.asked}): {'met' if self.met else 'MISSED'}"
 
 
-def codec(network: WanVAE, recipe: Recipe, count: int = 16, frames: int = 33) -> Gate:
+def codec(network: WanVAE, recipe: Recipe, count: int = 16, size: tuple[int, int] = films.SIZE, frames: int = 33) -> Gate:
     coder, found = TrainingCodec(network), []
     for number in range(count):
-        film = films.film(films.HELD_OUT + number, recipe, chunks=1)
+        film = films.film(films.HELD_OUT + number, recipe, 1, size)
         true = film.pictures(range(frames))
         found.append(psnr(coder.decode(coder.encode(true)).clamp(-1, 1) * 0.5 + 0.5, true * 0.5 + 0.5))
     return Gate(f"codec, {count} scenes, dB", scoring.told(found), f"at least {CODEC:g}", mean(found) >= CODEC)
 
 
-def painter(model: Model, encoders: Encoders, recipe: Recipe, count: int = 16, steps: int = scoring.SAMPLING) -> Iterator[Gate]:
+def painter(
+    model: Model,
+    encoders: Encoders,
+    recipe: Recipe,
+    count: int = 16,
+    size: tuple[int, int] = films.SIZE,
+    steps: int = scoring.SAMPLING,
+) -> Iterator[Gate]:
     """All that the transformer must be able to do, dearest last."""
-    kept = films.held_out(count, recipe)
+    kept = films.held_out(count, recipe, size=size)
     yield _seen(model, encoders, recipe, kept, steps)
     yield _retrieval(model, encoders, recipe, kept, steps)
-    walk = scoring.walked(model, encoders, films.held_out(1, recipe, chunks=LONG)[0], recipe, 0, steps)
+    walk = scoring.walked(model, encoders, films.held_out(1, recipe, LONG, size)[0], recipe, 0, steps)
     finite = bool(torch.isfinite(walk).all())
     yield Gate(f"{LONG} chunks in a row", "finite" if finite else "not finite", "finite", finite)
 

@@ -45,7 +45,7 @@ RECIPE = Recipe(remembered_weight=3.0, warp_drop=0.3)
 RATE, LARGEST_NORM = 1e-3, 1.0
 EXAMPLES = 48  # that are kept at hand; making one takes as long as several steps
 RENEWED = 4  # steps after which one of them is made anew
-REPORTED = 25  # steps between two reports, and checkpoints
+REPORTED = 10  # steps between two reports, and checkpoints
 SAMPLING = 8  # steps of a chunk
 
 SEEN, MEMORY = 1.0, 2.0  # how loud content and correspondences begin, in queries and keys
