@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
     folder = options.folder
     learned = codec.train(folder / "codec.training.safetensors", options.codec_steps, options.seed, say=say)
-    network = codec.in_format(learned, codec.films(options.seed, 24))
+    network = codec.in_format(learned, codec.films(options.seed, 8))
     if options.until == "codec":
         say(str(gates.codec(network, recipe, options.held_out, (height, width))))
         return 0

@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,11 +13,10 @@ from torch import Tensor, nn
 
 from lyra_core.conditioning.framepack import LYRA2, PATCH
 from lyra_core.conditioning.history import SLOT_CHANNELS
-from lyra_core.conditioning.schedules import TRAIN_STEPS, full
 from lyra_core.models.learning import as_model
 from lyra_core.models.lyra2 import Lyra2Model
 from lyra_core.training import state
-from lyra_core.training.contracts import Condition, Encoders, Example, Model, stack
+from lyra_core.training.contracts import Condition, Encoders, Example, Model
 from lyra_core.training.losses import flow_loss
 from lyra_core.training.optimisation import everything, set_rate, tame, trained
 from lyra_core.training.recipe import Recipe
@@ -46,7 +44,6 @@ RATE, LARGEST_NORM = 1e-3, 1.0
 EXAMPLES = 48  # that are kept at hand; making one takes as long as several steps
 RENEWED = 4  # steps after which one of them is made anew
 REPORTED = 10  # steps between two reports, and checkpoints
-SAMPLING = 8  # steps of a chunk
 
 SEEN, MEMORY = 1.0, 2.0  # how loud content and correspondences begin, in queries and keys
 
@@ -181,16 +178,3 @@ def _step(network, optimiser, chosen: list[Example], recipe: Recipe, generator) 
     tame(network.parameters(), LARGEST_NORM)
     optimiser.step()
     return float(loss.detach())
-
-
-# ---------------------------------------------------------------------------------------------------------- painting
-
-
-@torch.no_grad()
-def paint(model: Model, condition: Condition, shape: Sequence[int], seed: int, steps: int = SAMPLING) -> Tensor:
-    """Latents (16, T, h, w) of a chunk, by Euler's rule on the released schedule."""
-    latents = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-    for now, then in pairwise(full(steps).tolist()):
-        velocity = model(latents[None], torch.tensor([now * TRAIN_STEPS]), stack([condition]))[0]
-        latents = latents + (then - now) * velocity.float()
-    return latents

@@ -11,16 +11,17 @@ from torch import Tensor
 
 from lyra_core.cameras.camera import Cameras
 from lyra_core.metrics.pictures import SSIM_WINDOW, gradient_similarity, psnr, reprojection_error, ssim_map
-from lyra_core.training.contracts import Encoders, Model
+from lyra_core.training.contracts import Encoders, Example, Model
 from lyra_core.training.examples import evaluating, example, prepared, warped_views
+from lyra_core.training.painting import paint
 from lyra_core.training.recipe import Recipe
 from lyra_core.training.sample import CleanLatents, Sample, Window, still
 from lyra_core.world import preview
 from lyra_core.world import world as worlds
 
 from . import scenes
-from .painter import SAMPLING, paint
 
+SAMPLING = 8  # steps of a chunk
 FEWEST = 200  # pixels of a chunk that a number about a part of it needs
 
 
@@ -59,7 +60,7 @@ def painted(
     """(F, H, W, 3) in 0 .. 1, the window painted after the true frames before it."""
     sample = prepared(sample, encoders.codec, recipe)
     shown = example(sample, window, encoders, evaluating(recipe), torch.Generator().manual_seed(seed))
-    latents = paint(model, shown.condition, shown.target.shape, seed, steps)
+    latents = paint(model, shown.condition, _noise(shown, seed), steps)
     before = sample.latents.stream[:, : recipe.still + recipe.layout.new_latents * window.segment]
     return encoders.codec.decode(latents, before).clamp(-1, 1) * 0.5 + 0.5
 
@@ -77,12 +78,16 @@ def walked(model: Model, encoders: Encoders, sample: Sample, recipe: Recipe, see
     for window in windows:
         generator = torch.Generator().manual_seed(seed + window.segment)
         shown = example(sample, window, encoders, recipe, generator, history=history)
-        latents = paint(model, shown.condition, shown.target.shape, seed + window.segment, steps)
+        latents = paint(model, shown.condition, _noise(shown, seed + window.segment), steps)
         frames = codec.decode(latents, sampled).clamp(-1, 1)
         history = torch.cat([history, codec.encode(frames, pictures)], 1)
         sampled, pictures = torch.cat([sampled, latents], 1), torch.cat([pictures, frames])
         sample = replace(sample, spoilt={**sample.spoilt, **dict(zip(window.frames, frames, strict=True))})
     return sample.pictures(range(1, 1 + len(windows) * recipe.chunk)) * 0.5 + 0.5
+
+
+def _noise(shown: Example, seed: int) -> Tensor:
+    return torch.randn(shown.target.shape, generator=torch.Generator().manual_seed(seed))
 
 
 def previewed(sample: Sample, window: Window) -> Tensor:
