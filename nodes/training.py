@@ -94,6 +94,7 @@ class TrainingSet(Node):
             ],
             outputs=[
                 Set.Output(display_name="training_set"),
+                types.Cameras.Output(display_name="cameras", tooltip="Of the walk of this name, to walk it again; else of the first one."),
                 io.String.Output(display_name="report", tooltip="What is in the set, and what to know of it."),
             ],
             is_output_node=True,
@@ -107,7 +108,9 @@ class TrainingSet(Node):
     def execute(cls, source, folder, name, chunk_frames=LYRA2.new_frames, after=None) -> io.NodeOutput:
         place = types.output_folder(folder) if after is None else after
         report = "\n".join([*_added(place, source, name, chunk_frames), *contents(place)])
-        return io.NodeOutput(place, report, ui=ui.PreviewText(report))
+        walks = sets.read(place)
+        walk = next((sample for sample in walks if sample.name == name), walks[0])
+        return io.NodeOutput(place, walk.cameras, report, ui=ui.PreviewText(report))
 
 
 def _added(place: Path, source: dict, name: str, chunk: int) -> list[str]:
@@ -325,7 +328,7 @@ class _Shown:
     def __init__(self, steps: int):
         self.on_step, self.steps, self.last = types.progress(steps), steps, None
 
-    def picture(self, picture: torch.Tensor) -> None:
+    def picture(self, _step: int, picture: torch.Tensor) -> None:
         self.last = picture
 
     def step(self, step: Step) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from learners import generator, look, wall
@@ -9,7 +12,7 @@ from torch.testing import assert_close
 
 from lyra_core.cameras.camera import pinhole
 from lyra_core.memory.depth import room_box
-from lyra_core.training import losses, optimisation
+from lyra_core.training import losses, optimisation, sets
 from lyra_core.training.contracts import Encoders
 from lyra_core.training.examples import evaluating, example
 from lyra_core.training.recipe import Recipe
@@ -215,3 +218,49 @@ def test_a_lora_of_the_released_model_fits_one_card_of_80_gb_as_counted(comfy_ho
     full = planner.teaching(network, (480, 832), 2, sum(s.numel() for s in shapes.values()), whole)
     assert "does not fit: switch offload on" in "\n".join(full.lines(card, 1))
     assert "not known without a GPU" in found.lines(None, 1)[1]
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def command(comfy_host, tiny_models, vae, monkeypatch, tmp_path):
+    """tools/train.py with networks that fit a test, and a set of one wall."""
+    import comfy.model_patcher
+    import comfy.sd
+    from conftest import load_tool
+
+    from lyra_core.models import lessons, lyra2_host
+
+    sets.add(tmp_path / "set", wall(17, SIZE), {}, 8)
+    lyra2_host.register()
+    config = {**tiny_models.LYRA2_14B, **NET, "num_layers": 1, "framepack": "f1k1f1s1f1k2f1k1_g2"}
+    path = tiny_models.write_lyra2(tmp_path / "lyra2.safetensors", config)
+    model = comfy.sd.load_diffusion_model(str(path), {"dtype": torch.float32})
+    cpu = torch.device("cpu")
+    patcher = comfy.model_patcher.ModelPatcher(torch.nn.Linear(1, 1), cpu, cpu)
+    clip = SimpleNamespace(tokenize=len, encode_from_tokens_scheduled=lambda n: [[torch.full((1, 3, 16), n / 10), {}]])
+    eyes = SimpleNamespace(
+        patcher=patcher, load_device=cpu, model=lambda pixel_values, **_: (None, pixel_values.mean().expand(1, 257, 1280))
+    )
+    monkeypatch.setitem(sys.modules, "host", load_tool("host"))
+    tool = load_tool("train")
+    monkeypatch.setattr(tool, "networks", lambda options: lessons.Networks(model, clip, eyes, vae))
+    return lambda *words: tool.main([str(tmp_path / "set"), str(tmp_path / "out" / "lora.safetensors"), *words])
+
+
+def test_the_command_trains_and_goes_on(command, capsys, tmp_path):
+    from safetensors.torch import load_file
+
+    out = tmp_path / "out"
+    assert command("--steps", "2", "--rank", "2", "--rate", "0.01", "--preview", "2") == 0
+    said = capsys.readouterr().out
+    assert "counted, not measured" in said and "step 2 of 2: loss" in said and "wrote" in said
+    assert {file.name for file in out.iterdir()} == {"lora.safetensors", "lora.training.safetensors", "lora_2.png"}
+    lora = load_file(out / "lora.safetensors")
+    assert command("--steps", "4", "--rank", "2", "--rate", "0.01") == 0
+    assert any((load_file(out / "lora.safetensors")[name] != weight).any() for name, weight in lora.items())
+    assert command("--steps", "4", "--rank", "3", "--rate", "0.01") == 1
+    assert "the training was of other weights" in capsys.readouterr().err
+    assert command("--steps", "0") == 1 and command("--rank", "0") == 1
+    assert "a rank of 1 at least" in capsys.readouterr().err

@@ -36,7 +36,8 @@ COURSE = Course(steps=6, rate=1e-2, warm_up=2, save_every=1e9)
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     for number in (10, 2):
-        sets.add(folder, wall(17, name=f"scene_{number}", seed=number), {"scene": number}, 8)
+        scene = wall(17, name=f"scene_{number}", seed=number)
+        sets.add(folder, replace(scene, cameras=replace(scene.cameras, origin=(3e6, 0.5, 0.0))), {"scene": number}, 8)
     return folder
 
 
@@ -45,6 +46,7 @@ def test_a_set_is_read_as_it_was_written(folder):
     assert [sample.name for sample in samples] == ["scene_2", "scene_10"]
     written = wall(17, name="scene_2", seed=2)
     assert torch.equal(samples[0].frames, written.frames)
+    assert samples[0].cameras.origin == (3e6, 0.5, 0.0)
     assert torch.equal(samples[0].cameras.w2c, written.cameras.w2c) and torch.equal(samples[0].cameras.K, written.cameras.K)
     assert samples[0].captions == written.captions and samples[0].depths.keys() == written.depths.keys()
     assert all(torch.equal(samples[0].depths[frame], depth) for frame, depth in written.depths.items())

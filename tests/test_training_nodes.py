@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
@@ -13,7 +14,6 @@ import torch
 from learners import wall
 from PIL import Image
 
-from lyra_core.cameras.camera import pinhole
 from lyra_core.memory.depth import DepthMap
 from lyra_core.memory.depth_alignment import Estimate
 from lyra_core.training import sets
@@ -66,11 +66,12 @@ def video_of(sample):
 
 
 def test_a_world_is_added_once_and_its_remarks_are_said(training, add, world):
-    place, report = add(training.WORLD, "home", world=world)
+    place, cameras, report = add(training.WORLD, "home", world=world)
     assert "home: the geometry preview made all of it" in report and "home: 17 frames, depth of 3" in report
     assert torch.equal(sets.read(place)[0].frames[0], world.frame(0))
     written = (place / "home.safetensors").stat().st_mtime_ns
-    assert "home is there already" in add(training.WORLD, "home", world=world)[1]
+    assert "home is there already" in add(training.WORLD, "home", world=world)[2]
+    assert torch.equal(cameras.w2c, world.cameras.w2c) and torch.equal(add(training.NOTHING, "x")[1].K, world.cameras.K)
     assert (place / "home.safetensors").stat().st_mtime_ns == written
 
 
@@ -78,7 +79,7 @@ def test_a_video_brings_cameras_and_depth_or_has_it_estimated(training, add):
     sample = wall(17, SIZE)
     given = tuple(DepthMap(sample.depths.get(i, sample.depths[0]), sample.cameras.K[i], "given") for i in range(17))
     both = {"video": video_of(sample), "cameras": sample.cameras, "caption": '{"0": "a wall", "9": "more"}'}
-    place, _report = add(training.VIDEO, "given", **both, depth=given)
+    place, _cameras, _report = add(training.VIDEO, "given", **both, depth=given)
     add(training.VIDEO, "estimated", **both, depth_estimator=seen)
     estimated, known = sets.read(place)
     assert known.captions == {0: "a wall", 9: "more"} and list(known.depths) == [0, 8, 16]
@@ -94,19 +95,25 @@ def test_a_video_brings_cameras_and_depth_or_has_it_estimated(training, add):
         add(training.VIDEO, "large", video=video_of(large), cameras=large.cameras, caption="", depth_estimator=seen)
 
 
-def test_a_scan_is_read_with_its_pictures(training, add, comfy_host):
-    sample, folder = wall(9, SIZE), comfy_host / "input" / "scan"
+def scan_of(sample, folder):
+    """A transforms.json with its pictures."""
     folder.mkdir(exist_ok=True)
     frames = []
-    for i in range(9):
+    for i in range(len(sample)):
         Image.fromarray(sample.frames[i].numpy()).save(folder / f"{i}.png")
         c2w = sample.cameras.c2w[i] @ torch.diag(torch.tensor([1.0, -1, -1, 1]))
         frames.append({"file_path": f"{i}.png", "transform_matrix": c2w.tolist()})
-    K = pinhole(SIZE, 40.0).K[0]
+    K = sample.cameras.K[0]
     lens = {"fl_x": 40.0, "fl_y": 40.0, "cx": float(K[0, 2]) + 0.5, "cy": float(K[1, 2]) + 0.5, "w": SIZE[1], "h": SIZE[0]}
     (folder / "transforms.json").write_text(json.dumps({**lens, "frames": frames}))
+    return folder / "transforms.json"
+
+
+def test_a_scan_is_read_with_its_pictures(training, add, comfy_host):
+    sample = wall(9, SIZE)
+    scan_of(sample, comfy_host / "input" / "scan")
     scan = {"file": "scan/transforms.json", "width": SIZE[1], "height": SIZE[0], "caption": "", "depth_estimator": seen}
-    place, _report = add(training.SCAN, "scan", **scan)
+    place, _cameras, _report = add(training.SCAN, "scan", **scan)
     found = sets.read(place)[0]
     assert len(found) == 9 and list(found.depths) == [0, 8]
     torch.testing.assert_close(found.cameras.K, sample.cameras.K)
@@ -218,3 +225,26 @@ def test_a_walk_of_one_chunk_can_not_be_spoilt(train, training, add, networks, w
     trained = {"trained": training.LORA, "rank": 2, "weights": training.REFERENCE}
     with pytest.raises(ValueError, match="short: shorter than two chunks"):
         training.TrainLoRA.execute(training_set=place, trained=trained, steps=1, learning_rate=1e-2, **networks)
+
+
+# ------------------------------------------------------------------------------------------------------------ the command
+
+
+def test_the_command_adds_worlds_and_scans_and_refuses_by_name(training, world, comfy_host, monkeypatch, capsys, tmp_path):
+    from conftest import load_tool
+
+    from lyra_core.world import world_files
+
+    monkeypatch.setitem(sys.modules, "host", load_tool("host"))
+    tool, place = load_tool("trainset"), tmp_path / "set"
+    monkeypatch.setattr(tool, "pack", lambda: training)
+    monkeypatch.setattr(tool, "estimator", lambda file: seen)
+    world_files.save(world, tmp_path / "my home")
+    assert tool.main([str(place), "--world", str(tmp_path / "my home"), "--chunk", "8"]) == 0
+    scan = ["--scan", str(scan_of(wall(9, SIZE), tmp_path / "scan")), "--depth-model", "any", "--size", "32x16", "--chunk", "8"]
+    assert tool.main([str(place), *scan]) == 0
+    said = capsys.readouterr().out
+    assert "my_home: the geometry preview made all of it" in said and "scan: 9 frames, depth of 2" in said
+    assert tool.main([str(place)]) == 0 and "set: 2 walks, 26 frames of 32x16" in capsys.readouterr().out
+    assert tool.main([str(place), "--size", "large"]) == 1 and tool.main([str(place), "--video", "none.mp4"]) == 1
+    assert "expected width x height" in capsys.readouterr().err

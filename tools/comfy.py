@@ -13,6 +13,8 @@
     python tools/comfy.py plan [--memory GIB --speed TFLOPS]    whether a card can do it, and how long that takes
     python tools/comfy.py models [--get NAME]           the model files that workflows need; downloads one when asked
     python tools/comfy.py train-tiny [FOLDER]           a small Lyra 2 from nothing, in scenes of boxes; hours on a CPU
+    python tools/comfy.py trainset SET --world WORLD...    worlds, scans and videos as a set to learn from
+    python tools/comfy.py train SET LORA.safetensors    a LoRA, or all weights of a small model, learned from a set
     python tools/comfy.py workflows                     write workflows/*.json again
     python tools/comfy.py lock [--upgrade]              write tools/requirements.lock again
 
@@ -831,7 +833,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-PASSED_ON = ("test", "golden", "bench", "workflows", "lock", "models", "fleet", "train-tiny")  # commands that read their arguments themselves
+# commands that read their arguments themselves
+PASSED_ON = ("test", "golden", "bench", "workflows", "lock", "models", "fleet", "train-tiny", "trainset", "train")
 
 
 def main(arguments: list[str]) -> int:

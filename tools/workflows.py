@@ -17,14 +17,14 @@ import tempfile
 from math import ceil
 from pathlib import Path
 
-from graphs import begin, browser, engine, explorer, lyra, parts, preview, thumbnails, vace
+from graphs import begin, browser, engine, explorer, learn, lyra, parts, preview, thumbnails, vace
 from graphs.describe import Graph, Group, Node
 from graphs.frontend import WIDTH, Writer
 from host import TOOLS, load
 
 PROJECT = TOOLS.parent
 SIZES = TOOLS / "graphs" / "sizes.json"
-WORKFLOWS = (*preview.WORKFLOWS, *begin.WORKFLOWS, *lyra.WORKFLOWS, *vace.WORKFLOWS, *engine.WORKFLOWS, *explorer.WORKFLOWS)
+WORKFLOWS = (*preview.WORKFLOWS, *begin.WORKFLOWS, *lyra.WORKFLOWS, *vace.WORKFLOWS, *engine.WORKFLOWS, *explorer.WORKFLOWS, *learn.WORKFLOWS)
 
 
 def writer(definitions: dict, sizes: dict) -> Writer:

@@ -73,11 +73,11 @@ def teach(
     lesson: Lesson,
     file: Path | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
-    on_picture: Callable[[Tensor], None] = lambda picture: None,
+    on_picture: Callable[[int, Tensor], None] = lambda step, picture: None,
     on_note: Callable[[str], None] = lambda note: None,
     pause: Pause = lambda: None,
 ) -> Learned:
-    """Train on a set, going on with `file` if it is there; `on_picture` gets (H, W, 3) uint8 of what the network paints now.
+    """Train on a set, going on with `file` if it is there; `on_picture(step, (H, 2 W, 3) uint8)` gets what the network paints now.
 
     ValueError and FileError by name for what does not fit; LossError for a loss that is no number.
     """
@@ -100,7 +100,7 @@ def teach(
 
         def stepped(step: Step) -> None:
             if lesson.look_every and step.number % lesson.look_every == 0:
-                on_picture(_painted(samples[0], model, encoders, recipe, lesson.look_steps, pause))
+                on_picture(step.number, _painted(samples[0], model, encoders, recipe, lesson.look_steps, pause))
             on_step(step)
 
         state = loop.train(samples, model, encoders, recipe, trainee.weights, course, file, stepped, pause)

@@ -99,6 +99,7 @@ def add(folder: Path, sample: Sample, source: Mapping, chunk: int) -> Path:
         "frames": len(sample),
         "size": list(sample.size),
         "bytes": len(content),
+        "origin": list(sample.cameras.origin),
         "captions": {str(first): text for first, text in sample.captions.items()},
         "source": dict(source),
     }
@@ -180,7 +181,7 @@ def read_one(folder: Path, name: str) -> Sample:
     for part, shape in expected.items():
         if tuple(tensors[part].shape) != shape:
             raise SetError(f"{file}: {part} are {tuple(tensors[part].shape)} instead of {shape}; make the video again")
-    cameras = Cameras(tensors["w2c"], tensors["K"], size)
+    cameras = Cameras(tensors["w2c"], tensors["K"], size, tuple(record["origin"]))
     depths = dict(zip(tensors["known"].tolist(), tensors["depths"], strict=True))
     with files.reading(file):
         sample = Sample(name, tensors["frames"], cameras, depths, {int(first): text for first, text in record["captions"].items()})
@@ -210,9 +211,10 @@ def _tensors(file: Path, parts: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
 def _record(file: Path) -> dict:
     record = files.read_json(file)
     said = record if isinstance(record, dict) else {}
-    size, captions = said.get("size"), said.get("captions")
+    size, captions, origin = said.get("size"), said.get("captions"), said.get("origin")
     whole = all(type(said.get(key)) is int for key in ("frames", "bytes")) and isinstance(size, list) and len(size) == 2
     whole = whole and all(type(side) is int and side > 0 for side in size) and isinstance(captions, dict)
+    whole = whole and isinstance(origin, list) and len(origin) == 3 and all(type(axis) in (int, float) for axis in origin)
     if not whole or not all(key.isdecimal() and isinstance(text, str) for key, text in captions.items()):
         raise SetError(f"{file}: is no record of a video (frames, size, bytes, captions); make the video again")
     if said.get("version") != VERSION:

@@ -40,8 +40,8 @@ def photo(*columns: Column, title: str = "1 Photo and depth") -> Group:
     return Group(title, COLOURS["photo"], columns)
 
 
-def path(*columns: Column) -> Group:
-    return Group("2 Path", COLOURS["path"], columns)
+def path(*columns: Column, title: str = "2 Path") -> Group:
+    return Group(title, COLOURS["path"], columns)
 
 
 def walk(*columns: Column, title: str = "3 Walk") -> Group:

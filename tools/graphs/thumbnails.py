@@ -50,6 +50,7 @@ SHOWN = {
     "world_to_engine": ("splat", "depth"),
     "world_to_splat": ("splat", "walk"),
     "video_to_splat": ("walk", "splat", "depth"),
+    "train_on_my_world": ("half", "above", "walk"),
 }
 
 
@@ -64,7 +65,7 @@ def make(folder: Path, graphs: Mapping[str, Graph], run: Callable[[dict], None],
             graph = graphs["custom_trajectory"]  # a world like the one that comes out of that
         run(prompt_of(name, graph, SHOWN[name]))
         pictures = [_newest(server.output, f"{name}_{what.replace(' ', '_')}") for what in SHOWN[name]]
-        needs_models = name.startswith(("lyra_", "vace_", "any_")) or name.endswith("_to_splat")
+        needs_models = name.startswith(("lyra_", "vace_", "any_", "train_")) or name.endswith("_to_splat")
         composed(pictures, DRAFT if needs_models else "").save(folder / f"{name}.jpg", quality=88)
         print(f"wrote {name}.jpg", flush=True)
 
