@@ -116,15 +116,21 @@ def _copied(model: ModelPatcher) -> ModelPatcher:
 
 @contextmanager
 def in_place(
-    trainee: Trainee, beside: list[ModelPatcher], needed: float = 0, offload: bool = False, checkpointed: bool = True, half: bool = False
+    trainee: Trainee,
+    beside: list[ModelPatcher],
+    needed: float = 0,
+    offload: bool = False,
+    checkpointed: bool = True,
+    half: bool = False,
+    pause: Callable[[], None] = lambda: None,
 ) -> Iterator[Model]:
     """The model on its device, with its adapters, while it is trained; `beside` it those of what else a step needs.
 
-    needed: bytes that a step takes; offload: weights that don't fit come from memory; half: products in bfloat16, of weights in
-    float32.
+    needed: bytes that a step takes; offload: weights that don't fit come from memory, unless they are trained themselves; half:
+    products in bfloat16, of weights in float32; pause: see `as_model`.
     """
     management, patcher = comfy.model_management, trainee.patcher
-    management.load_models_gpu([*beside, patcher], memory_required=needed, force_full_load=not offload)
+    management.load_models_gpu([*beside, patcher], memory_required=needed, force_full_load=not (offload and trainee.adapters))
     for weight in trainee.weights.values():
         weight.data = weight.data.to(patcher.load_device)
     manager = BypassInjectionManager()
@@ -132,7 +138,7 @@ def in_place(
         manager.add_adapter(f"{name}.weight", adapter)
     injections = manager.create_injections(trainee.network)
     dtype = patcher.model.get_dtype_inference() if trainee.adapters else torch.float32
-    call = as_model(trainee.network, patcher.load_device, dtype, checkpointed)
+    call = as_model(trainee.network, patcher.load_device, dtype, checkpointed, pause)
 
     def velocity(noisy, timesteps, condition):
         with torch.autocast(patcher.load_device.type, torch.bfloat16, enabled=half):

@@ -62,9 +62,16 @@ class HostCodec:
 
 
 def as_model(
-    network: Lyra2Model, device=None, dtype: torch.dtype = torch.float32, checkpointed: bool = False
+    network: Lyra2Model,
+    device=None,
+    dtype: torch.dtype = torch.float32,
+    checkpointed: bool = False,
+    pause: Callable[[], None] = lambda: None,
 ) -> Model:
-    """The network as it is trained. `checkpointed`: blocks are computed again for their gradients, not kept."""
+    """The network as it is trained. `checkpointed`: blocks are computed again for their gradients, not kept.
+
+    `pause` is called before every block, and may raise.
+    """
 
     def velocity(noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         where = device or next(network.parameters()).device
@@ -78,7 +85,7 @@ def as_model(
                 shown.text,
                 clip_fea=shown.image,
                 history=maps,
-                transformer_options=_checkpoints(network) if checkpointed else {},
+                transformer_options=_block_by_block(network, checkpointed, pause),
             )
 
     return velocity
@@ -95,15 +102,19 @@ def differentiable() -> Iterator[None]:
         management.in_training = before
 
 
-def _checkpoints(network: Lyra2Model) -> dict:
-    def again(args, extra):
+def _block_by_block(network: Lyra2Model, checkpointed: bool, pause: Callable[[], None]) -> dict:
+    """Options that put themselves in front of each block, by the host's own way of replacing one."""
+
+    def block(args, extra):
         def run(tokens: Tensor) -> Tensor:
+            pause()
             with differentiable():
                 return extra["original_block"]({**args, "img": tokens})["img"]
 
-        return {"img": checkpoint(run, args["img"], use_reentrant=False, preserve_rng_state=False)}
+        tokens = args["img"]
+        return {"img": checkpoint(run, tokens, use_reentrant=False, preserve_rng_state=False) if checkpointed else run(tokens)}
 
-    return {"patches_replace": {"dit": {("double_block", i): again for i in range(len(network.blocks))}}}
+    return {"patches_replace": {"dit": {("double_block", i): block for i in range(len(network.blocks))}}}
 
 
 def padded(tell: Callable[[str], Tensor]) -> Callable[[str], Tensor]:

@@ -96,7 +96,7 @@ def teach(
     samples = [_prepared(folder, sample, encoders, recipe, pause) for sample in samples]
     beside = [networks.vae.patcher, networks.clip_vision.patcher]
     needed = planner.teaching(trainee.network, samples[0].size, 2).working * planner.GIB
-    with adapters.in_place(trainee, beside, needed, lesson.offload, lesson.checkpointed, lesson.half) as model:
+    with adapters.in_place(trainee, beside, needed, lesson.offload, lesson.checkpointed, lesson.half, pause) as model:
 
         def stepped(step: Step) -> None:
             if lesson.look_every and step.number % lesson.look_every == 0:
