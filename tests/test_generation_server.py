@@ -77,6 +77,19 @@ def prompt_of(launcher, server, project, name: str, *settings: str, bypassed: bo
     return prompt
 
 
+def only(prompt: dict, last: str, **saved: str) -> dict:
+    """A node, by its key or its class, with what it needs and nothing that comes after it; its world saved to folders."""
+    last = last if last in prompt else next(key for key, node in prompt.items() if node["class_type"] == last)
+    wanted, waiting = {}, [last]
+    while waiting:
+        key = waiting.pop()
+        wanted[key] = prompt[key]
+        waiting += [value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list)]
+    for name, folder in saved.items():
+        wanted[name] = {"class_type": "Lyra2SaveWorld", "inputs": {"world": [last, 0], "folder": folder}}
+    return wanted
+
+
 def chunks_of(folder: Path) -> list[dict]:
     return json.loads((folder / "world.json").read_text())["chunks"]
 
@@ -139,14 +152,7 @@ def test_uni3c_guides_vace_once_its_nodes_are_no_longer_bypassed(launcher, serve
     own = [f"EmptyImage.width={WIDTH}", f"EmptyImage.height={HEIGHT}", "Lyra2AppendFrames.save_to=worlds/uni3c"]
     prompt = prompt_of(launcher, server, project, name, *VACE_WORKFLOWS[name], *own, bypassed=False)
     assert "WanUni3CControlnetApply" in {node["class_type"] for node in prompt.values()}
-    walk = next(key for key, node in prompt.items() if node["class_type"] == "Lyra2AppendFrames")
-    wanted, waiting = {}, [walk]  # nothing that comes after the walk
-    while waiting:
-        key = waiting.pop()
-        wanted[key] = prompt[key]
-        waiting += [value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list)]
-    wanted["saved"] = {"class_type": "Lyra2SaveWorld", "inputs": {"world": [walk, 0], "folder": "worlds/uni3c"}}
-    launcher.run_prompt(server, wanted)
+    launcher.run_prompt(server, only(prompt, "Lyra2AppendFrames", saved="worlds/uni3c"))
     without, guided = (
         load_file(folder / chunks_of(folder)[1]["file"])["frames"] for folder in (of_the_photo(worlds, name), worlds / "uni3c")
     )
@@ -156,7 +162,7 @@ def test_uni3c_guides_vace_once_its_nodes_are_no_longer_bypassed(launcher, serve
 def test_lyra_goes_on_where_vace_left_off(launcher, server, project, base):
     settings = [f"Lyra2Explore.{setting}" for setting in ("quality.steps=1", "chunks=1", "save_to=worlds/changed")]
     prompt = prompt_of(launcher, server, project, "lyra_custom_trajectory", *settings)
-    lyra = next(node for node in prompt.values() if node["class_type"] == "Lyra2Explore")["inputs"]
+    last, lyra = next((key, node["inputs"]) for key, node in prompt.items() if node["class_type"] == "Lyra2Explore")
     file = {"unet_name": "wan2.1_vace_1.3B_fp16.safetensors", "weight_dtype": "default"}
     prompt["vace file"] = {"class_type": "UNETLoader", "inputs": file}
     asked = {"steps": 1, "cfg": 1.0, "shift": 8.0, "boundary": 0.875, "overlap": "1", "dilation": 2, "depth_edges": 0.05}
@@ -164,7 +170,7 @@ def test_lyra_goes_on_where_vace_left_off(launcher, server, project, base):
     chosen = {"model": ["vace file", 0], "generator": "Wan VACE", **{f"generator.{key}": value for key, value in asked.items()}}
     prompt["vace"] = {"class_type": "Lyra2Explore", "inputs": {**lyra, **chosen}}
     lyra |= {"world": ["vace", 0], "first_chunk": 1}
-    launcher.run_prompt(server, prompt)
+    launcher.run_prompt(server, only(prompt, last))
     chunks = chunks_of(base / "output" / "worlds" / "changed")
     assert [chunk["settings"]["generator"] for chunk in chunks] == ["photo", "wan vace", "lyra 2"]
 
@@ -175,7 +181,7 @@ def test_one_chunk_more_runs_one_chunk_and_a_killed_walk_goes_on(launcher, serve
     def prompt(server, folder: str, chunks: int, seed: int = 1) -> dict:
         settings = [f"Lyra2Explore.{key}={value}" for key, value in (("chunks", chunks), ("seed", seed))]
         steps, to = "Lyra2Explore.quality.steps=3", f"Lyra2Explore.save_to=worlds/{folder}"
-        return prompt_of(launcher, server, project, "lyra_custom_trajectory", *settings, steps, to)
+        return only(prompt_of(launcher, server, project, "lyra_custom_trajectory", *settings, steps, to), "Lyra2Explore")
 
     worlds = base / "output" / "worlds"
     launcher.run_prompt(server, prompt(server, "never", 2))
@@ -193,24 +199,24 @@ def test_one_chunk_more_runs_one_chunk_and_a_killed_walk_goes_on(launcher, serve
         with pytest.raises(launcher.WorkflowError, match="the server went away"):
             launcher.run_prompt(doomed, prompt(doomed, "killed", 2))
     assert len(chunks_of(worlds / "killed")) == 2  # the photo and the first chunk
-    with start() as server:
-        launcher.run_prompt(server, prompt(server, "killed", 2))
-        found = latents_of(worlds / "killed")
-        assert len(found) == 2 and all(a.equal(b) for a, b in zip(found, expected, strict=True))
-        before = {file.name for file in (worlds / "killed").iterdir()}
-        # the second chunk again, with another seed
-        again = prompt(server, "killed", 1, seed=9)
-        explore, begin = (
-            next(node for node in again.values() if node["class_type"] == kind)
-            for kind in ("Lyra2Explore", "Lyra2BeginWorld")
-        )
-        explore["inputs"]["first_chunk"] = 1
-        begin |= {"class_type": "Lyra2LoadWorld", "inputs": {"folder": "worlds/killed", "chunks": 1, "branch": ""}}
-        launcher.run_prompt(server, again)
-        branch = {file.name for file in (worlds / "killed").iterdir()} - before
-        assert len(branch) == 1  # all other chunks are shared and stay
-        found = latents_of(worlds / "killed")
-        assert found[0].equal(expected[0]) and not found[1].equal(expected[1])
+    # another process goes on
+    launcher.run_prompt(server, prompt(server, "killed", 2))
+    found = latents_of(worlds / "killed")
+    assert len(found) == 2 and all(a.equal(b) for a, b in zip(found, expected, strict=True))
+    before = {file.name for file in (worlds / "killed").iterdir()}
+    # the second chunk again, with another seed
+    again = prompt(server, "killed", 1, seed=9)
+    explore, begin = (
+        next(node for node in again.values() if node["class_type"] == kind)
+        for kind in ("Lyra2Explore", "Lyra2BeginWorld")
+    )
+    explore["inputs"]["first_chunk"] = 1
+    begin |= {"class_type": "Lyra2LoadWorld", "inputs": {"folder": "worlds/killed", "chunks": 1, "branch": ""}}
+    launcher.run_prompt(server, again)
+    branch = {file.name for file in (worlds / "killed").iterdir()} - before
+    assert len(branch) == 1  # all other chunks are shared and stay
+    found = latents_of(worlds / "killed")
+    assert found[0].equal(expected[0]) and not found[1].equal(expected[1])
 
 
 def test_what_cannot_be_walked_is_said_before_anything_is_sampled(launcher, server, project):
@@ -229,17 +235,7 @@ def test_the_page_is_told_of_every_chunk_and_nothing_planned_leaves_the_world_as
     outputs = {}
     for chunks in (1, 0):
         prompt = prompt_of(launcher, server, project, "lyra_custom_trajectory", *settings, f"Lyra2Explore.chunks={chunks}")
-        (explore,) = (node for node, item in prompt.items() if item["class_type"] == "Lyra2Explore")
-        # alone with what it needs: it is an output itself
-        needed, asked = {}, [explore]
-        while asked:
-            node = asked.pop()
-            needed[node] = prompt[node]
-            asked += [value[0] for value in prompt[node]["inputs"].values() if isinstance(value, list) and value[0] in prompt]
-        needed["saved"] = {
-            "class_type": "Lyra2SaveWorld",
-            "inputs": {"world": [explore, 0], "folder": f"worlds/told_{chunks}"},
-        }
+        needed = only(prompt, "Lyra2Explore", saved=f"worlds/told_{chunks}")
         outputs[chunks] = launcher.run_prompt(server, needed)
     worlds = base / "output" / "worlds"
     (made,) = chunks_of(worlds / "told")[1:]

@@ -483,10 +483,10 @@ def test_a_training_node_reaches_our_own_layers(load, prompts):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_follows_a_changing_chunk(load, tiny_models, history):
-    """What belongs to a chunk must not be frozen into the trace."""
+    """What belongs to a chunk must not be frozen into the trace, which is run as it is: compiling it takes most of a minute."""
     from comfy_extras.nodes_torch_compile import TorchCompileModel
 
-    compiled, plain = TorchCompileModel.execute(load(), "inductor").args[0], load()
+    compiled, plain = TorchCompileModel.execute(load(), "eager").args[0], load()
     for h in (history, history_of(tiny_models.TINY["framepack"], seed=50)):
         pair = prompt(h, 10), prompt(h, 11)
         torch.testing.assert_close(sample(compiled, pair, steps=1), sample(plain, pair, steps=1), rtol=1e-3, atol=1e-3)

@@ -585,10 +585,10 @@ def test_other_nodes_work_on_the_worlds(launcher, server, custom):
     assert rendered.std() > 10
 
 
-def test_a_server_killed_in_a_walk_goes_on_after_a_restart(launcher, custom, folder):
+def test_a_walk_of_a_server_that_was_killed_goes_on_in_another(launcher, server, custom, folder):
     prompt = custom("Lyra2PreviewChunks.save_to=worlds/killed")
-    world_folder = folder / "killed_output" / "worlds" / "killed"
-    with launcher.Server(folder / "base", folder / "killed_output") as doomed:
+    world_folder = server.output / "worlds" / "killed"
+    with launcher.Server(folder / "base", server.output) as doomed:
 
         def kill_in_the_second_chunk(node, done, total):
             if node.get("class_type") == "Lyra2PreviewChunks" and done >= 10:
@@ -598,8 +598,7 @@ def test_a_server_killed_in_a_walk_goes_on_after_a_restart(launcher, custom, fol
             launcher.run_prompt(doomed, prompt, kill_in_the_second_chunk)
     finished = {f.name: f.stat().st_mtime_ns for f in world_folder.glob("*.safetensors")}
     assert 2 <= len(finished) < 4
-    with launcher.Server(folder / "base", folder / "killed_output") as restarted:
-        launcher.run_prompt(restarted, prompt)
+    launcher.run_prompt(server, prompt)
     assert len(world_files.load(world_folder).chunks) == 3
     assert {n: (world_folder / n).stat().st_mtime_ns for n in finished} == finished, (
         "finished chunks must not be written again"

@@ -26,7 +26,8 @@ FLAGS = [
 ]
 # what pulses on the host's page while a prompt runs is drawn sixty times a second, which takes a core where no GPU is
 STILL = """addEventListener("DOMContentLoaded", () => {
-    const still = document.createElement("style"); still.textContent = "*, ::before, ::after { animation: none !important; transition: none !important }";
+    const still = document.createElement("style");
+    still.textContent = "*, ::before, ::after { animation: none !important; transition: none !important }";
     document.head.append(still); });"""
 FIRST, MODULES = "/extensions/{pack}/lyra2.js", "/extensions/{pack}/{name}.mjs"
 CYCLE = """
