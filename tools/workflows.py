@@ -45,7 +45,11 @@ def gallery(to: Writer) -> Graph:
     """One node of every size that any graph or subgraph has."""
     every = [node for describe in WORKFLOWS for node in describe().nodes.values()]
     every += [node for subgraph in parts.SUBGRAPHS for node in subgraph.nodes.values()]
-    one_each = {to.signature(node): Node(node.kind, node.values) for node in every if node.kind != parts.NOTE}
+    one_each = {
+        to.signature(node): Node(node.kind, node.values, dict.fromkeys(to.grown(node), ("LoadImage", 0)))
+        for node in every
+        if node.kind != parts.NOTE
+    }
     rows = [dict(sorted(one_each.items())[first : first + 8]) for first in range(0, len(one_each), 8)]
     return Graph(((Group("", "", tuple(rows)),),))
 

@@ -9,7 +9,7 @@ from math import ceil
 
 from . import layout
 from .describe import Graph, Group, Node, Subgraph
-from .inputs import DYNAMIC_COMBO, Input, inputs_of
+from .inputs import DYNAMIC_COMBO, Input, grown, inputs_of
 from .parts import NOTE, SAVE_EVERYTHING, SUBGRAPHS
 
 NOTE_WIDTH, NOTE_LINE = 620, 95  # letters that a line of that width holds
@@ -126,9 +126,13 @@ class Writer:
         return {"id": _uuid(subgraph.name, side, name), "name": name, "type": links[0]["type"], "linkIds": numbers, "pos": place}
 
     def signature(self, node: Node) -> str:
-        """What a node's size depends on: its class, and the chosen options that bring widgets of their own."""
+        """What a node's size depends on: its class, the chosen options that bring widgets of their own, sockets that it grew."""
         chosen = [str(entry.value) for entry in self._slots(node)[0] if entry.type == DYNAMIC_COMBO]
-        return ": ".join([node.kind, *chosen])
+        more = len(self.grown(node))
+        return ": ".join([node.kind, *chosen, *([f"{more} connected"] if more else [])])
+
+    def grown(self, node: Node) -> list[str]:
+        return [] if _subgraph(node) else grown(node, self.definitions[node.kind])
 
     def size_of(self, node: Node) -> layout.Size:
         if node.kind == NOTE:

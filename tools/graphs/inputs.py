@@ -31,7 +31,13 @@ def inputs_of(node: Node, definition: Mapping)  -> list[Input]:
     if unknown:
         raise SystemExit(f"{node.kind} has no widgets {sorted(unknown)}")
     found = [_input(name, spec, node.values) for name, spec in expanded if spec[0] != AUTOGROW]
-    return found + [Input(name, "IMAGE") for name in node.sources if name not in {entry.name for entry in found}]
+    return found + [Input(name, "IMAGE") for name in grown(node, definition)]
+
+
+def grown(node: Node, definition: Mapping) -> list[str]:
+    """Connected sockets that the node has because they are connected."""
+    slots = [name for part in definition["input"].values() for name, spec in part.items() if spec[0] == AUTOGROW]
+    return [name for name in node.sources if name.partition(".")[0] in slots]
 
 
 def _expanded(name: str, spec: list, chosen: Mapping) -> list[tuple[str, list]]:
