@@ -48,11 +48,12 @@ class Wanted:
     margin: float  # heights of the eyes around the path
     radius: float  # of a body, metres
     height: float
+    step: float
     metres: float  # per scene unit
 
     @property
     def body(self) -> walkable.Body:
-        return walkable.Body(self.radius / self.metres, self.height / self.metres)
+        return walkable.Body(self.radius / self.metres, self.height / self.metres, self.step / self.metres)
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,10 @@ class ExportWorld(Node):
                                     tooltip="Of the body that shall find its way, in metres.",
                                 ),
                                 io.Float.Input("height", default=1.0, min=0.01, max=10.0, step=0.01, tooltip="Of that body, in metres."),
+                                io.Float.Input(
+                                    "step", default=0.25, min=0.01, max=10.0, step=0.01,
+                                    tooltip="The highest step that it takes, in metres: a person 0.25, small wheels 0.03.",
+                                ),
                             ],
                         ),
                         io.DynamicCombo.Option("as seen", []),
@@ -228,7 +233,7 @@ class ExportWorld(Node):
         ground=MappingProxyType({"ground": "as seen"}), convex_parts=False, splat=None, mesh=None, world=None, cameras=None, images=None,
     ) -> io.NodeOutput:  # fmt: skip
         path = types.output_folder(folder)
-        wanted = None if ground["ground"] == "as seen" else Wanted(ground["margin"], ground["radius"], ground["height"], metres_per_unit)
+        wanted = _wanted(ground, metres_per_unit)
         sources = replace(_sources(splat, mesh, world, cameras, images, collision_faces), wanted=wanted, convex=convex_parts)
         steps = _steps(sources, usd, colmap, web, video, metres_per_unit, fps, every)
         terms = bundle.licences(None if world is None else _generators(world), geometry_model)
@@ -246,6 +251,12 @@ class ExportWorld(Node):
 
 
 # ------------------------------------------------------------------------------------------------------------ what goes in
+
+
+def _wanted(ground: dict, metres_per_unit: float) -> Wanted | None:
+    if ground["ground"] == "as seen":
+        return None
+    return Wanted(*(ground[name] for name in ("margin", "radius", "height", "step")), metres_per_unit)
 
 
 def _sources(splat, mesh, world: World | None, cameras: Cameras | None, images, collision_faces: int) -> Sources:

@@ -97,6 +97,13 @@ def train(comfy_host, toy_scenes):
 
 
 @pytest.fixture(scope="session")
+def engines():
+    """tools/benches/engines.py as a module: physics engines on an export."""
+    load_package("lyra_benches", PROJECT / "tools" / "benches")
+    return importlib.import_module("lyra_benches.engines")
+
+
+@pytest.fixture(scope="session")
 def tiny_models():
     """tools/tiny_models.py as a module."""
     return load_tool("tiny_models")

@@ -111,7 +111,7 @@ def whole(node, output, world, splat, mesh):
     """A bundle of everything, as it was reported."""
     pytest.importorskip("pxr", reason="writes world.usdz; pip install usd-core")
     pytest.importorskip("fast_simplification", reason="makes collision.glb; pip install fast-simplification")
-    continued = {"ground": "continued", "margin": 1.0, "radius": 0.2, "height": 0.8}
+    continued = {"ground": "continued", "margin": 1.0, "radius": 0.2, "height": 0.8, "step": 0.2}
     done = export(node, world=world, splat=splat, mesh=mesh, usd=True, colmap=True, web=True, video=True, ground=continued)
     return output / "exports" / "a", done
 

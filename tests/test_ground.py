@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -19,7 +21,7 @@ from lyra_core.exports.walkable import FREE, OCCUPIED, UNKNOWN, Body, NowhereErr
 EYES, CEILING = 1.6, -1.0  # y of floor and ceiling; the cameras stand at 0
 STAIRS = ((6.5, 1.4), (7.2, 1.2))  # z from which a step goes on, and its y
 BOX = ((0.6, 4.4), (1.2, 5.0), 0.9)  # x and z of its corners, y of its top
-BODY = Body(0.25, 1.0)
+BODY, ON_WHEELS = Body(0.25, 1.0), Body(0.25, 1.0, step=0.05)
 
 
 def room(camera: Cameras, tilt: float = 0.0, floor: bool = True, slope: float = 0.0) -> torch.Tensor:
@@ -269,28 +271,16 @@ def test_mujoco_has_the_ground_where_it_is(tmp_path):
     assert len(off) > 50 and np.abs(off).max() < 0.05  # a tenth of which is the field's own triangles between cells
 
 
-def test_spheres_and_bodies_rest_on_the_ground_in_mujoco(around, tmp_path):
-    mujoco = pytest.importorskip("mujoco")
-    mjcf_files.save(around, BODY, tmp_path / "world.xml", 1.0)
-    ground_plan, generator = around.ground, np.random.default_rng(0)
-    row, column = (around.clearance > 2 * ground_plan.cell).nonzero()  # a sphere at the border of the ground rolls off it
-    some = generator.permutation(len(row))[:60]
-    x, z = ground_plan.middle_of(row[some], column[some])
-    starts = [(a, b, -y + 0.3) for a, b, y in zip(x, z, ground_plan.height[row[some], column[some]], strict=True)]
-    starts += [(p.position[0], p.position[2], -p.position[1] + 0.3) for p in around.places]
-    bodies = "".join(
-        f'<body pos="{a} {b} {c}"><freejoint/><geom type="sphere" size="0.05" contype="2" conaffinity="1" condim="6" '
-        'friction="0.8 0.02 0.02"/></body>'
-        for a, b, c in starts
-    )
-    text = (tmp_path / "world.xml").read_text().replace('name="ground" type', 'name="ground" contype="1" conaffinity="2" type')
-    model = mujoco.MjModel.from_xml_string(text.replace("</worldbody>", bodies + "</worldbody>"))
-    data = mujoco.MjData(model)
-    while data.time < 2.0:
-        mujoco.mj_step(model, data)
-    fallen = np.array(starts)[:, 2] - data.xpos[1:, 2] > 0.8
-    speed = np.linalg.norm(data.qvel.reshape(-1, 6)[:, :3], axis=1)
-    assert not fallen.any() and (speed < 0.05).all()
+@pytest.fixture(scope="module")
+def on_wheels(found, mesh, cameras) -> walkable.Walkable:
+    """The map for who can't take a step: a ball on the edge of one rolls down, wheels turn over."""
+    return walkable.walkable(found, mesh, cameras, ON_WHEELS)
+
+
+def test_steps_are_in_the_way_of_wheels(around, on_wheels, found):
+    above, below = at(found, -1.0, 6.85), at(found, -1.0, 5.5)
+    assert around.reachable[above] and around.reachable[below]
+    assert on_wheels.reachable[below] and not on_wheels.reachable[above]
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +288,49 @@ def aslant():
     """A world whose photo was taken 12 degrees aslant: cameras, surface and map."""
     cameras = walk()
     mesh = seen_surface(cameras, tilt=math.radians(-12.0))
-    return cameras, mesh, walkable.walkable(ground(mesh, cameras), mesh, cameras, BODY)
+    return cameras, mesh, walkable.walkable(ground(mesh, cameras), mesh, cameras, ON_WHEELS)
+
+
+def starts_over(around: walkable.Walkable, above: float, most: int = 200) -> np.ndarray:
+    """(N, 3) in metres, z up: over free ground, and over every place to begin at."""
+    plan, generator = around.ground, np.random.default_rng(0)
+    row, column = (around.clearance > 2 * plan.cell).nonzero()  # a sphere at the border of the ground rolls off it
+    some = generator.permutation(len(row))[:most]
+    x, z = plan.middle_of(row[some], column[some])
+    points = np.stack([x, z, -plan.height[row[some], column[some]]], 1)
+    return np.concatenate([points, [(p.position[0], p.position[2], -p.position[1]) for p in around.places]]) + (0, 0, above)
+
+
+@pytest.mark.parametrize("world", ["on_wheels", "aslant"])
+def test_spheres_and_bodies_rest_on_the_ground_in_mujoco(world, engines, request, tmp_path):
+    pytest.importorskip("mujoco")
+    around = request.getfixturevalue(world)
+    around = around[2] if world == "aslant" else around
+    mjcf_files.save(around, BODY, tmp_path / "world.xml", 1.0)
+    starts = starts_over(around, engines.ABOVE)
+    where, speed = engines.dropped_in_mujoco(tmp_path / "world.xml", starts)
+    assert not engines.fallen(starts, where).any() and (speed < engines.FAST).all()
+
+
+def test_spheres_rest_on_the_ground_in_newton(aslant, engines, tmp_path):
+    pytest.importorskip("newton", reason="compiles itself for a minute at first; pip install newton newton-usd-schemas")
+    from lyra_core.exports import usd_files
+
+    cameras, mesh, around = aslant
+    usd_files.save_usdz(tmp_path / "world.usdz", None, surface.decimate(mesh, 3000), cameras, found=around)
+    starts = starts_over(around, engines.ABOVE)
+    np.save(tmp_path / "starts.npy", starts)
+    command = [sys.executable, engines.__file__, *(str(tmp_path / name) for name in ("world.usdz", "starts.npy", "done.npz"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "done.npz") as found:
+        assert not engines.fallen(starts, found["where"]).any() and (found["speed"] < engines.FAST).all()
+
+
+def test_a_wheeled_body_drives_from_place_to_place(on_wheels, engines, tmp_path):
+    pytest.importorskip("mujoco")
+    mjcf_files.save(on_wheels, ON_WHEELS, tmp_path / "world.xml", 1.0)
+    assert engines.driven(tmp_path / "world.xml", on_wheels, list(on_wheels.places)) == [""] * (len(on_wheels.places) - 1)
 
 
 def test_usd_has_gravity_friction_labels_and_places(aslant, tmp_path):

@@ -36,6 +36,7 @@ class Body:
 
     radius: float
     height: float
+    step: float | None = None  # the highest that it takes; wheels take little. None: what a person of this height of the eyes does
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _state(ground: Ground, points: np.ndarray, body: Body) -> np.ndarray:
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
     row, column, y = row[inside], column[inside], points[inside, 1]
     over = height[row, column] - y  # NaN where there is no ground
-    step = STEP * ground.eyes
+    step = STEP * ground.eyes if body.step is None else body.step
     in_the_way = (over > step) & (over < body.height)
     hits = np.zeros(height.shape, np.int64)
     np.add.at(hits, (row[in_the_way], column[in_the_way]), 1)
