@@ -146,6 +146,95 @@ def test_a_phone_has_every_button_in_reach(browser, address):
     tab.close()
 
 
+# A headset of two eyes, EYES above the floor: what three.js asks of WebXR, drawn into a framebuffer that can be read.
+HEADSET = """({ height, fov, aspect }) => {
+    const SIDE = 160, wide = Math.round(SIDE * aspect);
+    window.XRWebGLBinding = undefined;
+    WebGL2RenderingContext.prototype.makeXRCompatible = async () => {};
+    class Layer {
+        constructor(session, gl) {
+            Object.assign(this, { gl, framebuffer: gl.createFramebuffer(), framebufferWidth: 2 * wide, framebufferHeight: SIDE });
+            const color = gl.createRenderbuffer(), depth = gl.createRenderbuffer();
+            gl.bindFramebuffer(gl.FRAMEBUFFER, this.framebuffer);
+            gl.bindRenderbuffer(gl.RENDERBUFFER, color);
+            gl.renderbufferStorage(gl.RENDERBUFFER, gl.RGBA8, 2 * wide, SIDE);
+            gl.framebufferRenderbuffer(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.RENDERBUFFER, color);
+            gl.bindRenderbuffer(gl.RENDERBUFFER, depth);
+            gl.renderbufferStorage(gl.RENDERBUFFER, gl.DEPTH24_STENCIL8, 2 * wide, SIDE);
+            gl.framebufferRenderbuffer(gl.FRAMEBUFFER, gl.DEPTH_STENCIL_ATTACHMENT, gl.RENDERBUFFER, depth);
+        }
+        getViewport({ eye }) { return { x: eye === "left" ? 0 : wide, y: 0, width: wide, height: SIDE }; }
+    }
+    window.XRWebGLLayer = Layer;
+    const f = 1 / Math.tan(fov / 2), near = 0.01, far = 1000;
+    const projection = [f / aspect, 0, 0, 0, 0, f, 0, 0, 0, 0, (far + near) / (near - far), -1, 0, 0, 2 * far * near / (near - far), 0];
+    const rigid = (x, y) => ({ matrix: new Float32Array([1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, x, y, 0, 1]), position: { x, y, z: 0 } });
+    const views = [["left", -0.001], ["right", 0.001]].map(([eye, x]) =>
+        ({ eye, projectionMatrix: new Float32Array(projection), transform: rigid(x, height) }));
+    const fake = (globalThis.headset = { frames: 0, asked: [] });
+    class Session extends EventTarget {
+        renderState = { depthNear: 0.1, depthFar: 1000 };
+        inputSources = [{ handedness: "left", gamepad: { axes: [0, 0, 0, 0] } }];
+        enabledFeatures = ["local-floor"];
+        environmentBlendMode = "opaque";
+        visibilityState = "visible";
+        updateRenderState(state) { Object.assign(this.renderState, state); }
+        async requestReferenceSpace(kind) { fake.asked.push(kind); return new EventTarget(); }
+        requestAnimationFrame(draw) {
+            const frame = { session: this, getViewerPose: () => ({ views, transform: rigid(0, height) }), getPose: () => null };
+            return requestAnimationFrame((now) => { if (this.over) return; draw(now, frame); fake.frames += 1; });
+        }
+        cancelAnimationFrame(number) { cancelAnimationFrame(number); }
+        async end() { this.over = true; this.dispatchEvent(new Event("end")); }
+    }
+    fake.pixels = () => {
+        const { gl, framebuffer } = fake.session.renderState.baseLayer, pixels = new Uint8Array(wide * SIDE * 4);
+        gl.bindFramebuffer(gl.FRAMEBUFFER, framebuffer);
+        gl.readPixels(0, 0, wide, SIDE, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
+        gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+        return [wide, SIDE, [...pixels]];
+    };
+    Object.defineProperty(navigator, "xr", { configurable: true, value: Object.assign(new EventTarget(), {
+        isSessionSupported: async (mode) => mode === "immersive-vr",
+        requestSession: async (mode, { requiredFeatures }) => {
+            fake.asked.push(mode, ...requiredFeatures);
+            return (fake.session = new Session());
+        },
+    }) });
+}"""
+
+
+def test_a_headset_stands_on_the_ground_and_sees_what_the_camera_does(browser, address, world):
+    cameras, splat, around = world
+    tab = browser.new_page(viewport={"width": 400, "height": 300})
+    facing = {"height": around.ground.eyes, "fov": float(cameras.fov[0]), "aspect": cameras.size[1] / cameras.size[0]}
+    tab.add_init_script(f"({HEADSET})({json.dumps(facing)})")
+    tab.set_default_timeout(120_000)
+    tab.goto(address)
+    tab.wait_for_function("() => globalThis.lyra2Viewer")
+    tab.evaluate("async () => { await lyra2Viewer.ready; lyra2Viewer.go(0); }")
+    tab.locator("button", has_text="VR").click()
+    tab.wait_for_function("() => headset.frames > 3 && headset.pixels()[2].some((value, place) => place % 4 < 3 && value > 60)")
+    tab.evaluate("() => new Promise(done => setTimeout(done, 1500))")
+    assert tab.evaluate("() => headset.asked") == ["immersive-vr", "local-floor", "local-floor"]
+    wide, high, values = tab.evaluate("() => headset.pixels()")
+    shown = np.array(values, np.float32).reshape(high, wide, 4)[::-1, :, :3] / 255
+    expected = rasterize.render(splat, cameras[0], backend="torch").images[0].movedim(-1, 0)[None]
+    expected = torch.nn.functional.interpolate(expected, (high, wide), mode="bilinear", antialias=True)[0].movedim(0, -1).numpy()
+    error = float(np.square(shown - expected)[8:-8, 8:-8].mean())
+    assert -10 * np.log10(error) > 25, f"{-10 * np.log10(error):.1f} dB"
+    start = tab.evaluate("() => lyra2Viewer.rig.position.toArray()")
+    tab.evaluate("() => { headset.session.inputSources[0].gamepad.axes[3] = -1; }")
+    tab.wait_for_function("z => lyra2Viewer.rig.position.z < z - 0.3", arg=start[2])
+    x, y, z = tab.evaluate("() => lyra2Viewer.rig.position.toArray()")
+    row, column = (int(i) for i in around.ground.cells_of(np.array(x), np.array(-z)))
+    assert y == pytest.approx(-around.ground.height[row, column], abs=1e-4)  # at the feet: the headset knows how high the eyes are
+    tab.evaluate("() => headset.session.end()")
+    after = tab.evaluate("() => [lyra2Viewer.rig.position.y, lyra2Viewer.rig.scale.x]")
+    assert after[0] == pytest.approx(y + around.ground.eyes, abs=0.05) and after[1] == 1
+    tab.close()
+
+
 def test_the_licences_and_the_record_lie_beside_the_page(world, libraries, tmp_path):
     cameras, _, _ = world
     assert "flies" in viewer_files.save(tmp_path / "viewer", libraries, Cameras(cameras.w2c, cameras.K, cameras.size), None, 0.0)

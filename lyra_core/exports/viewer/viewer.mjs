@@ -40,6 +40,9 @@ function free(place) {
     return true;
 }
 
+/** How high over the ground the rig is: at the eyes, or at the feet if a headset tells how high the eyes are. */
+const origin = () => (renderer.xr.isPresenting ? 0 : eyes);
+
 /** Steps as far as it is free, along a wall if not straight on; the eyes follow the ground. */
 function walk(step) {
     const here = rig.position;
@@ -48,7 +51,7 @@ function walk(step) {
         if (!free(there) && free(here)) continue;       // who stands where nobody can may leave
         here.copy(there);
         const cell = cellOf(here);
-        if (cell >= 0 && Number.isFinite(map.height[cell])) here.y = eyes - map.height[cell];
+        if (cell >= 0 && Number.isFinite(map.height[cell])) here.y = origin() - map.height[cell];
         return;
     }
 }
@@ -66,7 +69,8 @@ function go(number) {
     const turn = new THREE.Matrix4().set(m[0], -m[1], -m[2], 0, -m[4], m[5], m[6], 0, -m[8], m[9], m[10], 0, 0, 0, 0, 1);
     const euler = new THREE.Euler().setFromRotationMatrix(turn, "YXZ");
     Object.assign(view, { yaw: euler.y, pitch: euler.x, fov });
-    rig.position.set(m[3], -m[7], -m[11]);
+    rig.position.set(m[3], -m[7] - eyes + origin(), -m[11]);
+    if (renderer.xr.isPresenting) return void (rig.rotation.y = view.yaw);      // the head turns by itself
     camera.quaternion.setFromRotationMatrix(turn);
     view.target.copy(rig.position).add(new THREE.Vector3(0, 0, -view.distance).applyQuaternion(camera.quaternion));
     resize();
@@ -80,6 +84,7 @@ function setMode(mode) {
 }
 
 function resize() {
+    if (renderer.xr.isPresenting) return;
     const width = canvas.clientWidth, height = canvas.clientHeight;
     renderer.setSize(width, height, false);
     camera.aspect = width / height;
@@ -118,6 +123,13 @@ canvas.addEventListener("wheel", (event) => {
     move(0, Math.sign(event.deltaY) * 0.25 * eyes);
 }, { passive: false });
 
+/** Radians about y: where one looks, and in a headset where the head does. */
+function heading() {
+    if (!renderer.xr.isPresenting) return view.yaw;
+    const ahead = camera.getWorldDirection(new THREE.Vector3());
+    return Math.atan2(-ahead.x, -ahead.z);
+}
+
 /** To the right and backwards, scene units. */
 function move(right, back) {
     if (view.mode === "orbit") {
@@ -125,7 +137,7 @@ function move(right, back) {
         view.target.add(new THREE.Vector3(right, 0, 0).applyQuaternion(camera.quaternion));
         return pose();
     }
-    const step = new THREE.Vector3(right, 0, back).applyEuler(new THREE.Euler(0, view.yaw, 0));
+    const step = new THREE.Vector3(right, 0, back).applyEuler(new THREE.Euler(0, heading(), 0));
     if (map) walk(step);
     else rig.position.add(step);
 }
@@ -141,9 +153,37 @@ function button(text, act, data = {}) {
 button("Walk", () => setMode("walk"), { mode: "walk" });
 button("Orbit", () => setMode("orbit"), { mode: "orbit" });
 record.bookmarks.forEach((number, place) => button(`${place + 1}`, () => go(number), { camera: number }));
-if (await navigator.xr?.isSessionSupported("immersive-vr").catch(() => false)) {
+if (await navigator.xr?.isSessionSupported("immersive-vr").catch(() => false)) button("VR", enter);
+
+// ------------------------------------------------------------------------------------------------------------ a headset
+
+/** Stands where one stood, in metres: sticks walk, the trigger goes to the next bookmark. */
+async function enter() {
+    const session = await navigator.xr.requestSession("immersive-vr", { requiredFeatures: ["local-floor"] });
+    setMode("walk");
     renderer.xr.enabled = true;
-    button("VR", async () => renderer.xr.setSession(await navigator.xr.requestSession("immersive-vr", { optionalFeatures: ["local-floor"] })));
+    await renderer.xr.setSession(session);
+    rig.scale.setScalar(1 / record.metres);
+    rig.rotation.y = view.yaw;
+    rig.position.y -= eyes;
+    let visited = 0;
+    session.addEventListener("select", () => go(record.bookmarks[++visited % record.bookmarks.length]));
+    session.addEventListener("end", () => {
+        renderer.xr.enabled = false;
+        rig.scale.setScalar(1);
+        rig.rotation.y = 0;
+        rig.position.y += eyes;
+        camera.position.set(0, 0, 0);
+        pose();
+        resize();
+    });
+}
+
+function stroll(seconds) {
+    for (const { gamepad } of renderer.xr.getSession()?.inputSources ?? []) {
+        const [right, back] = gamepad?.axes.slice(-2) ?? [0, 0];       // the stick is the last pair, a touchpad comes before it
+        if (Math.hypot(right, back) > 0.15) move(right * PACE * eyes * seconds, back * PACE * eyes * seconds);
+    }
 }
 
 // ------------------------------------------------------------------------------------------------------------- the world
@@ -160,6 +200,7 @@ renderer.setAnimationLoop((now) => {
     const seconds = Math.min(0.1, (now - last) / 1000);
     last = now;
     for (const code of held) move(...KEYS[code].map((way) => way * PACE * eyes * seconds));
+    stroll(seconds);
     renderer.render(scene, camera);
 });
 const ready = splats.initialized.then(() => (said.textContent = ""), (error) => (said.textContent = `${record.splat} can't be read: ${error.message}`));
