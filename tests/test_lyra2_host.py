@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -569,3 +570,28 @@ def test_a_long_prompt_is_cut_with_a_word_and_a_short_one_filled_with_zeros(load
     assert torch.equal(out, sample(model, (cut, cut)))
     short, filled = [[text[:, :77], entries]], [[torch.cat([text[:, :77], torch.zeros(1, 435, 64)], 1), entries]]
     assert torch.equal(sample(model, (short, short)), sample(model, (filled, filled)))
+
+
+# ------------------------------------------------------------------------------------------------- the two sides of CFG
+
+
+def test_the_host_s_own_node_gives_each_side_of_cfg_to_a_gpu(load, prompts, monkeypatch):
+    import comfy.model_management
+    from comfy_extras.nodes_multigpu import MultiGPUCFGSplitNode
+
+    from lyra_core.models.lyra2 import Lyra2Model
+
+    expected = sample(load(), prompts, cfg=3.0)
+    two = [torch.device("cpu"), torch.device("cpu", 0)]  # the host takes them for two devices
+    monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda exclude_current=False: two)
+    seen, forward = [], Lyra2Model._forward
+
+    def stepping(self, x, *args, **kwargs):
+        seen.append((id(self), len(x), threading.get_ident()))
+        return forward(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(Lyra2Model, "_forward", stepping)
+    split = MultiGPUCFGSplitNode.execute(load(), 2).args[0]
+    found = sample(split, prompts, cfg=3.0)
+    assert [len({entry[place] for entry in seen}) for place in range(3)] == [2, 1, 2] and len(seen) == 4, "not one side for each"
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

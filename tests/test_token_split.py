@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import conftest
 import pytest
@@ -131,3 +133,62 @@ def test_one_gpu_has_nothing_of_it(comfy_host):
     assert token_split.join({}) is False and not torch.distributed.is_initialized()
     assert lyra2.Lyra2Model.run_blocks is before and lyra2.GuidedSelfAttention.attend is attention.self_attention
     assert "LYRA2_RANK" not in os.environ
+
+
+# ------------------------------------------------------------------------------------- the servers, without any of them
+
+
+@pytest.fixture(scope="module")
+def gpus(launcher):
+    """tools/several_gpus.py as a module."""
+    return conftest.load_tool("several_gpus")
+
+
+def test_servers_meet_and_share_nothing_but_what_they_must(gpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    servers = [gpus.server_of(rank, 2, "127.0.0.1:7", tmp_path, tmp_path / "out", tmp_path, ()) for rank in range(2)]
+    assert [server.variables["CUDA_VISIBLE_DEVICES"] for server in servers] == ["4", "6"]
+    assert [server.variables["LYRA2_RANK"] for server in servers] == ["0", "1"]
+    assert {server.variables["LYRA2_MEETING"] for server in servers} == {"127.0.0.1:7"}
+    assert servers[0].extra == () and set(servers[1].extra[1::2]) == {str(tmp_path / "user1"), str(tmp_path / "temp1")}
+    assert servers[0].log_path != servers[1].log_path and servers[0].output == servers[1].output
+    with pytest.raises(gpus.launcher().WorkflowError, match="--gpus 3: this machine has 2"):
+        gpus.card(0, 3)
+
+
+def test_the_others_run_the_same_prompt_but_write_their_files_aside(gpus, monkeypatch):
+    comfy, ran = gpus.launcher(), []
+    prompt = {
+        "1": {"class_type": "Lyra2Explore", "inputs": {"save_to": "worlds/a", "seed": 3}},
+        "2": {"class_type": "SaveVideo", "inputs": {"filename_prefix": "lyra2/a", "fps": 16}},
+        "3": {"class_type": "Lyra2ExportWorld", "inputs": {"folder": "exports/a"}},
+        "4": {"class_type": "Lyra2LoadWorld", "inputs": {"folder": "worlds/a"}},
+    }
+
+    def prepared(server, workflow, settings, change, name):
+        change(prompt)
+        return prompt, []
+
+    monkeypatch.setattr(comfy, "prepared", prepared)
+    monkeypatch.setattr(comfy, "run_prompt", lambda server, found: ran.append(found))
+    gpus.follow(None, {}, [], ".gpus-x/1", "walk.json")
+    assert [node["inputs"] for node in ran[0].values()] == [
+        {"save_to": "worlds/a", "seed": 3}, {"filename_prefix": ".gpus-x/1/lyra2/a", "fps": 16},
+        {"folder": ".gpus-x/1/exports/a"}, {"folder": "worlds/a"},
+    ]  # fmt: skip
+
+
+def test_the_first_that_fails_is_heard_while_the_others_still_wait(gpus):
+    over = threading.Event()
+
+    def fails():
+        raise ValueError("no memory")
+
+    with ThreadPoolExecutor(2) as threads, pytest.raises(ValueError, match="no memory"):
+        try:
+            gpus.all_of([threads.submit(over.wait, 60), threads.submit(fails)])
+        finally:
+            assert not over.is_set()
+            over.set()
