@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -299,6 +302,26 @@ def test_a_world_is_sent_chunk_by_chunk_and_its_list_after_what_it_lists(fleet, 
     place.fetch("worlds/K", tmp_path / "back")
     back = {file.relative_to(tmp_path / "back").as_posix() for file in (tmp_path / "back").rglob("*") if file.is_file()}
     assert back == {"world/a.safetensors", "world/world.json", "walk.mp4"}
+
+
+def test_a_server_ends_with_whoever_started_it_even_if_that_was_killed(launcher):
+    import psutil
+
+    starts = (
+        "import subprocess, sys, time; server = subprocess.Popen(['sleep', '60']); "
+        f"guard = subprocess.Popen([sys.executable, '-S', '-c', {launcher.GUARD!r}, str(server.pid)], stdin=subprocess.PIPE); "
+        "print(server.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", starts], stdout=subprocess.PIPE, text=True) as starter:
+        server = psutil.Process(int(starter.stdout.readline()))
+        assert server.is_running() and server.status() != psutil.STATUS_ZOMBIE
+        starter.kill()
+    for _ in range(100):
+        if not server.is_running() or server.status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.05)
+    server.kill()
+    raise AssertionError("it runs on")
 
 
 # ------------------------------------------------------------------------------------------------ with Ray and ComfyUI
