@@ -234,7 +234,7 @@ class TrainLoRA(Node):
             inputs=[
                 io.Model.Input("model", tooltip="The Lyra 2 transformer, with any LoRAs that it shall have while it learns."),
                 io.Clip.Input("clip", tooltip="umt5_xxl, type wan."),
-                io.ClipVision.Input("clip_vision", tooltip="clip_vision_h."),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip="clip_vision_h; only a model without image embedding does without."),
                 io.Vae.Input("vae", tooltip="wan_2.1_vae."),
                 Set.Input("training_set", tooltip="From Lyra 2 Training Set."),
                 what,
@@ -291,8 +291,8 @@ class TrainLoRA(Node):
 
     @classmethod
     def execute(
-        cls, model, clip, clip_vision, vae, training_set, trained, steps, learning_rate, self_augmentation=1.0, text_drop=0.2, batch=1,
-        precision="as the model", checkpointing=True, offload=False, seed=1, preview_every=100, save_every=5.0, save_to="",
+        cls, model, clip, vae, training_set, trained, steps, learning_rate, clip_vision=None, self_augmentation=1.0, text_drop=0.2,
+        batch=1, precision="as the model", checkpointing=True, offload=False, seed=1, preview_every=100, save_every=5.0, save_to="",
     ) -> io.NodeOutput:  # fmt: skip
         recipe = lessons.recipe_for(model, self_augmented=self_augmentation, text_drop=text_drop)
         course = Course(steps, learning_rate, batch=batch, seed=seed, save_every=60 * save_every)
@@ -300,9 +300,14 @@ class TrainLoRA(Node):
         lesson = lessons.Lesson(weights_named(trained["weights"]), rank, offload, checkpointing, precision == "bf16", preview_every)
         file = types.output_folder(save_to) / lessons.FILE if save_to.strip() else None
         notes, shown = [], _Shown(steps)
+
+        def note(text: str) -> None:
+            notes.append(text)
+            types.show(ui.PreviewText(text).as_dict())  # before anything is learned, which may take a day
+
         networks = lessons.Networks(model, clip, clip_vision, vae)
         learned = lessons.teach(
-            training_set, networks, recipe, course, lesson, file, shown.step, shown.picture, notes.append, types.stop_if_interrupted
+            training_set, networks, recipe, course, lesson, file, shown.step, shown.picture, note, types.stop_if_interrupted
         )
         losses = list(learned.state.losses)
         report = "\n".join([*notes, lessons.summary(learned.state)])

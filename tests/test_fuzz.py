@@ -41,6 +41,9 @@ from lyra_core.memory import depth, depth_files
 from lyra_core.models import tensor_files
 from lyra_core.splats import gaussians as splats
 from lyra_core.splats import splat_files
+from lyra_core.training import sets
+from lyra_core.training import state as training
+from lyra_core.training.sample import Sample
 from lyra_core.world import preview, world, world_files
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -398,6 +401,45 @@ def read_world(folder):
     found = world_files.load(folder / "w")
     look_at(found)
     return found
+
+
+def write_set(folder: Path) -> list[Path]:
+    cameras = replace(some_cameras(9), size=SIZE[:1] * 2)
+    cameras = replace(cameras, K=pinhole(cameras.size, 20.0, 9).K)
+    frames, near = torch.zeros(9, *cameras.size, 3, dtype=torch.uint8), torch.ones(cameras.size)
+    sample = Sample("walk", frames, cameras, {0: near, 8: near}, {0: "a street", 5: "a square"})
+    return [sets.add(folder / "set", sample, {"scene": 1}, 8)]
+
+
+@reader("training_set", mutations.JSON)(write_set)
+def read_set(folder):
+    (found,) = sets.read(folder / "set")
+    possible_cameras(found.cameras)
+    with files.reading(folder / "set"):  # depths are looked at when they are needed
+        assert len(found) == len(found.cameras) and found.keyframe(8).depth.shape == found.size
+    return found.captions
+
+
+@reader("training_set_tensors", mutations.SAFETENSORS)(lambda folder: [write_set(folder)[0].with_suffix(".safetensors")])
+def read_set_tensors(folder):
+    return read_set(folder)
+
+
+def write_training(folder: Path) -> list[Path]:
+    weights = {"a": torch.nn.Parameter(torch.ones(3))}
+    adam = torch.optim.AdamW(weights.values())
+    weights["a"].grad = torch.ones(3)
+    adam.step()
+    training.save(training.capture(1, weights, adam, torch.Generator().get_state(), [0.5], {"rate": 1.0}), folder / "t.safetensors")
+    return [folder / "t.safetensors"]
+
+
+@reader("training", mutations.SAFETENSORS)(write_training)
+def read_training(folder):
+    weights, found = {"a": torch.nn.Parameter(torch.ones(3))}, training.load(folder / "t.safetensors")
+    with files.reading(folder / "t.safetensors"):
+        training.restore(found, weights, torch.optim.AdamW(weights.values()), torch.Generator())
+    return found.step, found.settings
 
 
 def write_chunks(folder: Path) -> list[Path]:

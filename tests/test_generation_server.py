@@ -11,7 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from learners import wall
 from safetensors.torch import load_file
+
+from lyra_core.training import sets
+from lyra_core.training import state as training
+from lyra_core.world import preview, world_files
+from lyra_core.world.world import begin
 
 WIDTH, HEIGHT = 48, 32  # the least that the transformer's history can be packed from
 SMALL = [
@@ -264,3 +270,29 @@ def test_an_interrupt_ends_within_a_step_and_leaves_what_was_made(launcher, serv
         launcher.run_prompt(server, prompt, interrupt)
     assert 1 <= len(steps) < 20  # progress reaches us a moment later than it was made
     assert len(chunks_of(base / "output" / "worlds" / "interrupted")) == 1  # the photo
+
+
+def test_a_lora_is_learned_from_a_world_and_the_same_path_is_walked_with_it(launcher, server, project, base):
+    """The shipped workflow train_on_my_world, on a world of two chunks by the geometry preview."""
+    name, output, video = "train_on_my_world", base / "output", wall(161, (HEIGHT, WIDTH))
+    begun = begin(video.picture(0) / 2 + 0.5, video.depths[0], video.cameras[:1], prompt="a wall")
+    preview.explore(begun, video.cameras, folder=output / "worlds" / "home")
+    workflow, known = json.loads((project / "workflows" / f"{name}.json").read_text(encoding="utf-8")), server.get("/object_info")
+    prompt = launcher.to_api_format(workflow, known)
+    for node in prompt.values():
+        if node["class_type"] == "Lyra2LoadWorld":
+            node["inputs"]["folder"] = "worlds/home"
+    few = ["Lyra2TrainLoRA.steps=2", "Lyra2TrainLoRA.trained.rank=2", "Lyra2TrainLoRA.preview_every=0"]
+    few += ["CLIPLoader.type=stable_diffusion", "Lyra2Explore.chunks=1", "Lyra2Explore.quality.steps=2"]
+    launcher.apply_settings(prompt, few, server.base / "input", known)
+    outputs = launcher.run_prompt(server, prompt)
+    told = "\n".join(launcher.output_texts(outputs))
+    assert "the geometry preview made all of it" in told and "counted, not measured" in told and "2 steps; loss" in told
+    assert ".mp4" in {file.suffix for file in launcher.output_files(outputs, server)}
+    (sample,) = sets.read(output / "training" / name)
+    assert len(sample) == 161 and sample.latents.stream.shape[1] == 25 + 40
+    assert training.load(output / "training" / f"{name}_lora" / "training.safetensors").step == 2
+    (lora,) = (output / "loras").glob(f"{name}_2_steps_*.safetensors")
+    assert any(key.endswith("self_attn.q.lora_up.weight") for key in load_file(lora))
+    again = world_files.load(of_the_photo(output / "worlds", name))
+    assert len(again) == 81 and again.photo == begun.photo and again.chunks[0].settings["generator"] == "lyra 2"

@@ -36,7 +36,7 @@ class Networks:
 
     model: ModelPatcher
     clip: comfy.sd.CLIP
-    clip_vision: comfy.clip_vision.ClipVisionModel
+    clip_vision: comfy.clip_vision.ClipVisionModel | None  # None only for a model without image embedding
     vae: comfy.sd.VAE
 
 
@@ -89,12 +89,14 @@ def teach(
             "self_augmentation off"
         )
     trainee = _trainee(networks.model, lesson, course.seed)
+    if networks.clip_vision is None and trainee.network.img_emb is not None:
+        raise ValueError("this model looks at the newest frame through CLIP; connect or name clip_vision_h")
     on_note(estimate(trainee, samples[0].size, recipe, course, lesson))
     texts = _texts(networks.clip, {"", *(text for sample in samples for text in sample.captions.values())})
     streaming_vae.load(networks.vae, tuple(side // 8 for side in samples[0].size))
     encoders = Encoders(HostCodec(networks.vae), _eyes(networks.clip_vision), padded(lambda caption: texts[caption]))
     samples = [_prepared(folder, sample, encoders, recipe, pause) for sample in samples]
-    beside = [networks.vae.patcher, networks.clip_vision.patcher]
+    beside = [encoder.patcher for encoder in (networks.vae, networks.clip_vision) if encoder is not None]
     needed = planner.teaching(trainee.network, samples[0].size, 2).working * planner.GIB
     with adapters.in_place(trainee, beside, needed, lesson.offload, lesson.checkpointed, lesson.half, pause) as model:
 
@@ -119,7 +121,10 @@ def _texts(clip: comfy.sd.CLIP, captions: set[str]) -> dict[str, Tensor]:
     return {text: clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0][0].float().cpu() for text in sorted(captions)}
 
 
-def _eyes(clip_vision: comfy.clip_vision.ClipVisionModel) -> Callable[[Tensor], Tensor]:
+def _eyes(clip_vision: comfy.clip_vision.ClipVisionModel | None) -> Callable[[Tensor], Tensor]:
+    if clip_vision is None:
+        return lambda picture: torch.zeros(1, 1)
+
     @torch.no_grad()
     def look(picture: Tensor) -> Tensor:
         return generation.look_at(clip_vision, picture)[0].float().cpu()

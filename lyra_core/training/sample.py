@@ -88,10 +88,13 @@ class Sample:
         return torch.stack(made) if made else torch.empty(0, *self.size, 3)
 
     def keyframe(self, frame: int) -> Keyframe:
-        """ValueError if its depth is not known."""
+        """ValueError if its depth is not known, or can't be one."""
         if frame not in self.depths:
             raise ValueError(f"{self.name}: frame {frame} has no depth, and a window needs it")
-        return Keyframe(frame, self.depths[frame].float(), self.cameras[frame : frame + 1])
+        depth = self.depths[frame].float()
+        if not (torch.isfinite(depth) & (depth >= 0)).all():
+            raise ValueError(f"{self.name}: the depth of frame {frame} has NaN, infinite or negative numbers; give it again")
+        return Keyframe(frame, depth, self.cameras[frame : frame + 1])
 
     def cameras_of(self, window: Window) -> Cameras:
         return self.cameras[window.first : window.first + window.count]

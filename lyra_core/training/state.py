@@ -57,10 +57,16 @@ def restore(
     state: State, weights: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, random: torch.Generator
 ) -> None:
     """Put everything back; ValueError if the network is another one."""
-    differing = sorted({*state.weights} ^ {*weights})
+    moments = {f"{name}/{moment}" for name in {*state.weights} for moment in MOMENTS}
+    differing = sorted({*state.weights} ^ {*weights}) or sorted({*state.moments} - moments)
+    differing = differing or (sorted(moments - {*state.moments}) if state.moments else [])
     differing += [name for name in weights if name in state.weights and weights[name].shape != state.weights[name].shape]
     if differing:
         raise ValueError(f"the training was of other weights: {', '.join(differing[:5])} differ; begin another one")
+    try:
+        random.set_state(state.random)
+    except (RuntimeError, TypeError):
+        raise ValueError("the training's random numbers are damaged; begin another one") from None
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(state.weights[name])
@@ -69,7 +75,6 @@ def restore(
                     moment: state.moments[f"{name}/{moment}"].to("cpu" if moment == "step" else weight.device, copy=True)
                     for moment in MOMENTS
                 }
-    random.set_state(state.random)
 
 
 def save(state: State, path: Path) -> None:
@@ -92,7 +97,8 @@ def load(path: Path) -> State:
         record = files.parse_json(told, path)
     with files.parsing(path, "is no whole safetensors file; take a copy of it, or remove it to begin again"):
         tensors = safetensors.torch.load_file(path)
-    if not isinstance(record, dict) or record.get("version") != VERSION or not {"random", "losses"} <= tensors.keys():
+    whole = isinstance(record, dict) and record.get("version") == VERSION and isinstance(record.get("settings"), dict)
+    if not whole or type(record.get("step")) is not int or not {"random", "losses"} <= tensors.keys():
         raise StateError(f"{path}: is no training of this version of the pack; remove it to begin again")
     weights, moments = (
         {name.removeprefix(kind): tensor for name, tensor in tensors.items() if name.startswith(kind)}
