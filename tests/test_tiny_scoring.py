@@ -121,8 +121,10 @@ def test_edges_of_equal_pictures_are_alike_and_blurred_ones_less():
 def test_the_table_says_which_way_each_number_points(scoring):
     load_package("lyra_benches", PROJECT / "tools" / "benches")
     ablation = importlib.import_module("lyra_benches.ablation")
-    full = {"remembered: PSNR": [20.0, 22.0], "camera, degrees": [1.0, 1.0]}
-    lines = [str(row) for row in ablation.rows("no FramePack", {"remembered: PSNR": [19.0, 20.0], "camera, degrees": [0.5, 0.7]}, full, scoring)]
+    full = {"remembered: PSNR": [20.0, 22.0], "camera, degrees": [1.0, 1.0], "new: PSNR": [20.0]}
+    lacking = {"remembered: PSNR": [19.0, 20.0], "camera, degrees": [0.5, 0.7], "new: PSNR": [19.0]}
+    lines = [str(row) for row in ablation.rows("no FramePack", lacking, full, scoring)]
     assert "80.61" in lines[0] and "19.500 ± 0.500  as the paper" in lines[1] and "the other way" in lines[2]
+    assert "within" not in lines[1] + lines[2] and "19.000, of one  as the paper, within the errors" in lines[3]
     picture = ablation.draw({name: {"colour": [[0.1, 0.2]], "sharpness": [[0.0, -0.3]]} for name in ablation.CHANGES}, "toy")
     assert picture.getcolors(1 << 20) and len(picture.getcolors(1 << 20)) > 8

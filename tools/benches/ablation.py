@@ -13,7 +13,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
+from math import hypot
 from pathlib import Path
+from statistics import mean
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -131,12 +133,15 @@ def rows(name: str, found: Scores, full: Scores, scoring) -> Iterator[Result]:
     style, control = PAPER[name]
     yield Result(f"{name}; the paper: style consistency, camera control", f"{style:.2f}, {control:.2f}")
     for measure, values in found.items():
-        towards = ""
-        if name != "full" and full.get(measure):
-            difference = sum(values) / len(values) - sum(full[measure]) / len(full[measure])
-            worse = difference > 0 if any(word in measure for word in LOWER) else difference < 0
-            towards = "  as the paper" if worse else "  the other way"
+        towards = _towards(measure, values, full[measure], scoring) if name != "full" and full.get(measure) else ""
         yield Result(f"  {measure}", scoring.told(values) + towards)
+
+
+def _towards(measure: str, values: list[float], full: list[float], scoring) -> str:
+    difference = mean(values) - mean(full)
+    worse = difference > 0 if any(word in measure for word in LOWER) else difference < 0
+    apart = min(len(values), len(full)) > 1 and abs(difference) > hypot(scoring.error(values), scoring.error(full))
+    return ("  as the paper" if worse else "  the other way") + ("" if apart else ", within the errors")
 
 
 def draw(curves: dict, title: str) -> Image.Image:

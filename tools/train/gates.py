@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 from comfy.ldm.wan.vae import WanVAE
@@ -80,12 +80,8 @@ def _retrieval(model, encoders, recipe, kept, steps) -> Gate:
             continue
         for found, shown in ((on, film), (off, scoring.forgetful(film, window))):
             found.append(psnr(scoring.painted(model, encoders, shown, window, recipe, number, steps), true, remembered))
-    apart = len(on) > 1 and mean(on) - _error(on) > mean(off) + _error(off)
+    apart = len(on) > 1 and mean(on) - scoring.error(on) > mean(off) + scoring.error(off)
     gain = mean(on) - mean(off) if on else float("nan")
     told = f"{gain:.2f}: {scoring.told(on)} with, {scoring.told(off)} without"
     asked = f"at least {RETRIEVAL:g}, standard errors apart"
     return Gate(f"retrieval on remembered pixels, {len(on)} scenes, dB", told, asked, apart and gain >= RETRIEVAL)
-
-
-def _error(values: list[float]) -> float:
-    return stdev(values) / len(values) ** 0.5

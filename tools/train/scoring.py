@@ -183,7 +183,11 @@ def _moved(camera: Cameras, motions: Tensor) -> Cameras:
 
 def told(values: Sequence[float]) -> str:
     """Mean and standard error."""
-    if not values:
-        return "nothing to measure"
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{mean(values):.3f} ± {error:.3f}"
+    if len(values) < 2:
+        return f"{values[0]:.3f}, of one" if values else "nothing to measure"
+    return f"{mean(values):.3f} ± {error(values):.3f}"
+
+
+def error(values: Sequence[float]) -> float:
+    """The standard error of their mean."""
+    return stdev(values) / len(values) ** 0.5
