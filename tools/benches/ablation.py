@@ -1,8 +1,8 @@
 """The paper's ablation at home: five small transformers of one parent, each trained as long, on scenes of boxes.
 
 LYRA2_TINY names the folder of `train-tiny` (default output/lyra_tiny): its codec and films are used, and its transformer is
-the parent; without one, all begin from the same fresh weights. LYRA2_ABLATION is "steps,scenes,walks": how long each learns, how
-many held-out scenes are painted, and along how many a walk of WALK chunks goes. Trainings go on where they were stopped.
+the parent; without one, all begin from the same fresh weights. LYRA2_ABLATION is "steps,scenes,walks,chunks": how long each
+learns, how many held-out scenes are painted, along how many a walk goes, and how far. Trainings go on where they were stopped.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from torch import Tensor
 
 from . import Result
 
-STEPS, SCENES, WALKS = 4000, 16, 16
-WALK = 10  # chunks
+BUDGET = (4000, 16, 16, 10)  # steps, scenes, walks, chunks of a walk
 TITLE = "toy scale, synthetic scenes"
 # style consistency and camera control in the paper's table
 PAPER = {
@@ -51,15 +50,16 @@ def ablation() -> Iterator[Result]:
     contracts = import_module("lyra_core.training.contracts")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     folder = Path(os.environ.get("LYRA2_TINY", "output/lyra_tiny"))
-    steps, count, walks = budget()
+    steps, count, walks, chunks = budget()
     record = json.loads((folder / "made.json").read_text())
     network = codec.read(folder / "codec.safetensors")
     coder = codec.TrainingCodec(network, codec.fingerprint(network))
     encoders = contracts.Encoders(coder, lambda picture: torch.zeros(1, 1), release.padded)
     samples = films.training_set(folder / "films", record["films"], painter.RECIPE, coder, record["seed"], tuple(record["size"]))
     kept = films.held_out(count, painter.RECIPE, size=tuple(record["size"]))
-    long = films.held_out(walks, painter.RECIPE, WALK, tuple(record["size"]))
-    print(f"{TITLE}: {steps} steps each on {len(samples)} films, from {record['parent']}; {count} scenes, {walks} walks", flush=True)
+    long = films.held_out(walks, painter.RECIPE, chunks, tuple(record["size"]))
+    parent = record["parent"]
+    print(f"{TITLE}: {steps} steps each on {len(samples)} films, from {parent}; {count} scenes, {walks} walks of {chunks} chunks", flush=True)
     table, curves = {}, {}
     for name, changes in CHANGES.items():
         recipe = replace(painter.RECIPE, **changes)
@@ -68,18 +68,18 @@ def ablation() -> Iterator[Result]:
         yield from rows(name, table[name], table["full"], scoring)
     picture = folder / "ablation.png"
     draw(curves, f"{TITLE}: {steps} steps").save(picture)
-    (folder / "ablation.json").write_text(json.dumps({"steps": steps, "made": record, "scores": table, "curves": curves}, indent=1))
+    (folder / "ablation.json").write_text(json.dumps({"budget": budget(), "made": record, "scores": table, "curves": curves}, indent=1))
     yield Result("curves and numbers", f"{picture.name}, ablation.json")
 
 
-def budget() -> tuple[int, int, int]:
-    """Steps, scenes and walks; ValueError for anything but three whole numbers."""
-    text = os.environ.get("LYRA2_ABLATION", f"{STEPS},{SCENES},{WALKS}")
+def budget() -> tuple[int, int, int, int]:
+    """BUDGET, or what LYRA2_ABLATION says; ValueError for anything but four whole numbers."""
+    text = os.environ.get("LYRA2_ABLATION", ",".join(map(str, BUDGET)))
     try:
-        steps, count, walks = (int(number) for number in text.split(","))
+        steps, count, walks, chunks = (int(number) for number in text.split(","))
     except ValueError:
-        raise ValueError(f'LYRA2_ABLATION is {text!r}; write steps, scenes and walks, such as "200,4,2"') from None
-    return steps, count, walks
+        raise ValueError(f'LYRA2_ABLATION is {text!r}; write steps, scenes, walks and their chunks, such as "200,4,2,10"') from None
+    return steps, count, walks, chunks
 
 
 def trained(folder: Path, name: str, recipe, samples, encoders, steps: int, record: dict):
