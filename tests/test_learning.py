@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from lyra_core.cameras.camera import pinhole
 from lyra_core.memory.depth import room_box
 from lyra_core.training import losses, optimisation, sets
-from lyra_core.training.contracts import Encoders
+from lyra_core.training.contracts import Encoders, stack
 from lyra_core.training.examples import evaluating, example
 from lyra_core.training.painting import paint
 from lyra_core.training.recipe import Recipe
@@ -77,7 +77,9 @@ def test_a_video_encoded_in_parts_is_the_video_encoded_at_once(codec):
 
 def test_training_sees_what_a_walk_shows(codec, vae, model):
     """The second chunk of a world, packed by the loop and made into an example."""
-    from lyra_core.models import generation, lyra2_host, streaming_vae
+    import comfy.clip_vision
+
+    from lyra_core.models import generation, learning, lyra2_host
 
     room = room_box(SIZE, pinhole(SIZE, 40.0).K[0], (0.5, 0.5), (0.3, 0.3, 0.7, 0.7), 4.0)
     path = wall(161, SIZE).cameras
@@ -96,7 +98,14 @@ def test_training_sees_what_a_walk_shows(codec, vae, model):
     guides = packed.guides()
     assert_close(shown.rays, guides.rays)
     assert_close(shown.correspondences, guides.correspondences)
-    assert streaming_vae.network_of(vae) and lyra2_host.CONDITIONING_KEY
+    velocity = learning.as_model(base.diffusion_model)(noisy := torch.randn(1, 16, 20, 2, 4), torch.tensor([700.0]), stack([shown]))
+    seen = comfy.clip_vision.Output()
+    seen["penultimate_hidden_states"] = shown.image[None]
+    told = {**lyra2_host.conditioning(packed), "clip_vision_output": seen, "cross_attn": shown.text[None]}
+    conds = base.extra_conds(noise=noisy, device=torch.device("cpu"), **told)
+    with torch.no_grad():
+        clean = base.apply_model(noisy, torch.tensor([0.7]), **{name: part.process_cond(1, area=None).cond for name, part in conds.items()})
+    assert_close((noisy - clean) / 0.7, velocity, atol=1e-3, rtol=1e-3)
 
 
 def test_a_step_trains_the_transformer_where_the_filter_says_with_and_without_checkpoints(codec, model, sample):
