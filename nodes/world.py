@@ -144,7 +144,7 @@ class RetrieveHistory(Node):
         shown = [worlds.to_float(world.frame(f)) for f in plan.retrieved or (len(world) - 1,)]
         warped, seen = worlds.warped_views(world, target.to(device), types.progress(len(target)))
         return io.NodeOutput(
-            plan, torch.stack(shown), warped, (~seen).float(), report, ui=ui.PreviewText(report)
+            plan, torch.stack(shown), warped.cpu(), (~seen).float().cpu(), report, ui=ui.PreviewText(report)
         )
 
 

@@ -348,12 +348,37 @@ def compared(run, here: SimpleNamespace) -> dict:
     return {"error": "", "waits": mode.waits}
 
 
-def main() -> None:
-    """All cases as JSON."""
+# what a chunk of the transformer's asks of geometry, with five retrieved frames and as many new ones as it makes
+CHUNK = {
+    "guides": (lambda s: correspondence.guides(LAYOUT, s.keyframes * 5, s.world.cameras, _long(s)), LAYOUT.new_frames),
+    "warped views": (lambda s: worlds.warped_views(s.world, _long(s)), LAYOUT.new_frames),
+    "known depth of the keyframes": (lambda s: depth_alignment.known_depth(s.keyframes * 5, s.target[:11]), 11),
+    "retrieval among 11 keyframes": (lambda s: retrieval.coverage(s.keyframes * 11, s.target[15:]), 1),
+    "invented": (lambda s: _drawn(patches.patches(s.depth, s.start), s.target), 16),
+}
+
+
+def _drawn(surface: patches.Patches, target) -> list[torch.Tensor]:
+    return [patches.draw(surface, target[i]) for i in range(len(target))]
+
+
+def counted(run, here: SimpleNamespace) -> dict[str, int]:
+    """What `run` costs on a GPU besides its arithmetic."""
+    given = scene_there(here)
+    with elsewhere() as mode:
+        run(given)
+    return {"kernels": mode.kernels, "waits": mode.waits, "moved": mode.moved}
+
+
+def main(only_counts: bool) -> None:
+    """JSON of what all cases give and of what those of a chunk cost."""
     torch.set_num_threads(1)
     here = scene()
-    json.dump({f"{room}.{name}": compared(run, here) for room, cases in CASES.items() for name, run in cases.items()}, sys.stdout)
+    cases = {f"{room}.{name}": run for room, runs in CASES.items() for name, run in runs.items()}
+    found = {} if only_counts else {name: compared(run, here) for name, run in cases.items()}
+    counts = {name: counted(run, here) | {"views": views} for name, (run, views) in CHUNK.items()}
+    json.dump({"found": found, "counts": counts}, sys.stdout)
 
 
 if __name__ == "__main__":
-    main()
+    main("counts" in sys.argv[1:])

@@ -81,19 +81,27 @@ def _compute(function, args, kwargs):
 
 
 class _Factories(TorchDispatchMode):
-    """Tensors that are made on `ELSEWHERE` are; counts what a GPU has to wait for."""
+    """Tensors that are made on `ELSEWHERE` are; counts what it costs on a GPU besides its arithmetic."""
 
     def __init__(self):
         super().__init__()
-        self.waits = 0
+        self.waits = 0  # of the processor for the device
+        self.kernels = 0  # operations that are no views
+        self.moved = 0  # bytes between the two
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if any(isinstance(leaf, Elsewhere) for leaf in tree_leaves((args, kwargs))):
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if any(isinstance(leaf, Elsewhere) for leaf in given):
             name = function.overloadpacket.__name__
             masked = name in INDEXED and any(t.dtype is torch.bool for t in tree_leaves(args[1]) if isinstance(t, torch.Tensor))
             to_processor = name == "_to_copy" and torch.device(kwargs.get("device") or ELSEWHERE).type == "cpu"
+            to_processor |= name == "copy_" and not isinstance(args[0], Elsewhere)
             self.waits += name in WAITS or masked or to_processor
-        return _compute(function, args, kwargs or {})
+            self.kernels += not any(part.alias_info and not part.alias_info.is_write for part in function._schema.returns)
+        made = _compute(function, args, kwargs or {})
+        if function.overloadpacket.__name__ in TWO_DEVICES and isinstance(given[-1], Elsewhere) != isinstance(made, Elsewhere):
+            self.moved += given[-1].nbytes
+        return made
 
 
 @cache

@@ -22,7 +22,7 @@ CASES = [f"{room}.{name}" for room, cases in devices.CASES.items() for name in c
 
 
 @pytest.fixture(scope="module")
-def found() -> dict:
+def there() -> dict:
     paths = os.pathsep.join(str(Path(folder)) for folder in (Path(devices.__file__).parent.parent, Path(devices.__file__).parent))
     command = [sys.executable, devices.__file__]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, timeout=300)
@@ -31,8 +31,18 @@ def found() -> dict:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_another_device_gives_the_same(found, case):
-    assert found[case]["error"] == ""
+def test_another_device_gives_the_same(there, case):
+    assert there["found"][case]["error"] == ""
+
+
+# of a source or a keyframe, and of a view
+@pytest.mark.parametrize(
+    ("case", "waits"),
+    [("guides", 5 * 3), ("warped views", 3), ("known depth of the keyframes", 5 * 3), ("retrieval among 11 keyframes", 11 * 7), ("invented", 80)],
+)
+def test_a_chunk_keeps_a_gpu_waiting_seldom(there, case, waits):
+    assert there["counts"][case]["waits"] <= waits
+    assert there["counts"][case]["kernels"] > 0
 
 
 def test_every_public_function_of_geometry_is_a_case_or_belongs_to_the_processor():

@@ -25,6 +25,7 @@ MODULES = {
     "drop": ("drop",),
     "explorer": ("explorer",),
     "gpu": ("gpu",),
+    "counts": ("counts",),
     "photos": ("fill", "consistency", "views"),
     "writers": ("writers",),
     "ablation": ("ablation",),

@@ -76,7 +76,7 @@ def known_depth(keyframes: Iterable[Keyframe], cameras: Cameras) -> Tensor:
         for view, warp in zip(known, splat_views(points, cameras, batch=1), strict=True):
             seen = warp.depth[0]
             in_front = (seen > 0) & ((view == 0) | (seen < (1 - SAME) * view))
-            view[in_front] = seen[in_front]
+            view.copy_(torch.where(in_front, seen, view))
     return known
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -96,13 +97,14 @@ def _draw(corner: Tensor, across: Tensor, down: Tensor, size: tuple[int, int], d
     equations = (equations / (normal * corner).sum(0)).T.contiguous()
     count = sides[0] * sides[1]
     ends = count.cumsum(0)
-    begin = 0
-    while begin < len(some):
-        # as many patches as cover about a block of pixels, at least one
-        before = int(ends[begin - 1]) if begin else 0
-        end = max(begin + 1, int(torch.searchsorted(ends, before + BLOCK, right=True)))
-        _fill(equations[begin:end], first[:, begin:end], sides[0, begin:end], count[begin:end], size[1], disparity)
-        begin = end
+    # parts that cover about a block of pixels each; told to the processor at once, because a GPU's answer takes its time
+    steps = torch.arange(BLOCK, max(BLOCK, int(ends[-1])), BLOCK, device=ends.device)
+    bounds = F.pad(torch.searchsorted(ends, steps), (1, 1))
+    bounds[-1] = len(some)
+    told = torch.stack([bounds, F.pad(ends, (1, 0))[bounds]], 1).tolist()
+    for (begin, before), (end, after) in pairwise(told):
+        part = slice(begin, end)
+        _fill(equations[part], first[:, part], sides[0, part], count[part], after - before, size[1], disparity)
 
 
 def _boxes(corner: Tensor, across: Tensor, down: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -120,10 +122,12 @@ def _boxes(corner: Tensor, across: Tensor, down: Tensor, size: tuple[int, int]) 
     return first.long(), sides.long().clamp_min(0)
 
 
-def _fill(equations: Tensor, first: Tensor, columns: Tensor, count: Tensor, width: int, disparity: Tensor) -> None:
-    """Into `disparity`: patches of equations (N, 9), each at the `count` pixels of its box, `columns` wide."""
-    which = torch.repeat_interleave(count)
-    place = torch.arange(len(which), device=which.device) - (count.cumsum(0) - count)[which]
+def _fill(
+    equations: Tensor, first: Tensor, columns: Tensor, count: Tensor, covered: int, width: int, disparity: Tensor
+) -> None:
+    """Into `disparity`: patches of equations (N, 9), each at the `count` pixels of its box, `columns` wide; `covered` in all."""
+    which = torch.repeat_interleave(count, output_size=covered)
+    place = torch.arange(covered, device=which.device) - (count.cumsum(0) - count)[which]
     row = place // columns[which]
     u = place - row * columns[which] + first[0][which]
     v = row + first[1][which]
@@ -132,4 +136,4 @@ def _fill(equations: Tensor, first: Tensor, columns: Tensor, count: Tensor, widt
     near, s, t = (at[:, i] * x + at[:, i + 1] * y + at[:, i + 2] for i in (0, 3, 6))
     low, high = -OVERLAP * near, (1 + OVERLAP) * near
     meets = (near > 0) & (s >= low) & (s <= high) & (t >= low) & (t <= high)
-    disparity.scatter_reduce_(0, (v * width + u)[meets], near[meets], "amax")
+    disparity.scatter_reduce_(0, v * width + u, torch.where(meets, near, 0), "amax")

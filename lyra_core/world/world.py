@@ -224,8 +224,8 @@ def _check_view(image: Tensor, depth: Tensor, camera: Cameras, size: tuple[int, 
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """0..1 floats as the bytes that are stored, rounded."""
-    return (image.detach().float().cpu().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+    """0..1 floats as the bytes that are stored, rounded; on the CPU."""
+    return (image.detach().float().clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu()
 
 
 def as_bits(mask: Tensor) -> Tensor:
@@ -270,19 +270,21 @@ def plan(world: World, target: Cameras, count: int = 5, views: int = 1, device: 
 
 
 def warped_views(
-    world: World, target: Cameras, on_view: Callable[[int, int, Tensor], None] = lambda done, total, image: None
+    world: World, target: Cameras, on_view: Callable[[int, int, Tensor], None] | None = None
 ) -> tuple[Tensor, Tensor]:
     """The newest frame seen by F other cameras: pictures (F, H, W, 3) in 0 .. 1, black holes, and what is seen (F, H, W).
 
-    Made on the target's device, given on the CPU. `on_view(done, total, (H, W, 3) uint8)`.
+    All on the target's device. `on_view(done, total, (H, W, 3) uint8)`.
     """
     keyframe, device = world.memory[len(world) - 1], target.w2c.device
     points = lift(keyframe.depth.to(device), keyframe.camera.to(device), world.exact(keyframe.frame).to(device))
-    pictures, seen = torch.empty(len(target), *world.size, 3), torch.empty(len(target), *world.size, dtype=torch.bool)
+    pictures = torch.empty(len(target), *world.size, 3, device=device)
+    seen = torch.empty(pictures.shape[:3], dtype=torch.bool, device=device)
     for index, warp in enumerate(splat_views(points, target)):
         seen[index] = warp.seen[0]
         pictures[index] = torch.where(warp.seen[0, ..., None], warp.features[0].clamp(-1, 1) * 0.5 + 0.5, 0.0)
-        on_view(index + 1, len(target), to_uint8(pictures[index]))
+        if on_view is not None:
+            on_view(index + 1, len(target), to_uint8(pictures[index]))
     return pictures, seen
 
 
