@@ -14,6 +14,10 @@ from lyra_core.training import state
 def keep(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, step: int, settings: Mapping) -> None:
     """The state after so many steps."""
     weights = dict(network.named_parameters())
+    for weight in weights.values():
+        if weight not in optimiser.state:  # it has had no gradient yet; this is what its first one would find
+            moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+            optimiser.state[weight] = {"step": torch.tensor(0.0), **moments}
     state.save(state.capture(step, weights, optimiser, torch.Generator().get_state(), (), settings), path)
 
 
