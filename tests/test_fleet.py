@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import conftest
 import pytest
@@ -302,6 +303,25 @@ def test_a_world_is_sent_chunk_by_chunk_and_its_list_after_what_it_lists(fleet, 
     place.fetch("worlds/K", tmp_path / "back")
     back = {file.relative_to(tmp_path / "back").as_posix() for file in (tmp_path / "back").rglob("*") if file.is_file()}
     assert back == {"world/a.safetensors", "world/world.json", "walk.mp4"}
+
+
+def test_no_job_ends_the_worker_whatever_a_driver_or_a_file_raises(fleet, tmp_path, monkeypatch):
+    worker = fleet.fleet_worker.Worker(f"file://{tmp_path}/out", str(tmp_path / "base"), 0)
+    (tmp_path / "base" / "input").mkdir(parents=True)
+    (tmp_path / "base" / "server.log").write_text("before\n")
+    worker.server = SimpleNamespace(process=SimpleNamespace(poll=lambda: None), log_path=tmp_path / "base" / "server.log")
+    worker.inputs = set()
+
+    def fetch(name, folder):
+        (tmp_path / "base" / "input" / "left.png").touch()
+        with worker.server.log_path.open("a") as log:
+            log.write("while it ran\n")
+        raise KeyError("no such bucket")
+
+    monkeypatch.setattr(worker.place, "fetch", fetch)
+    said = worker.run({**fleet.Job().order, "content": {}})
+    assert said == {"error": "KeyError: 'no such bucket'", "log": "while it ran\n"}
+    assert not list((tmp_path / "base" / "input").iterdir())
 
 
 def test_a_server_ends_with_whoever_started_it_even_if_that_was_killed(launcher):

@@ -60,6 +60,11 @@ class Place:
     def at(self, name: str) -> str:
         return f"{self.root}/{name}"
 
+    def found(self, name: str) -> dict[str, dict]:
+        """Every file below a folder, as it is now: others write there too."""
+        self.files.invalidate_cache()
+        return self.files.find(self.at(name), detail=True)
+
     def write(self, name: str, content: bytes) -> None:
         """All of it or nothing, as far as the place can do that: object stores can, and so can folders."""
         from lyra_core import files
@@ -73,22 +78,21 @@ class Place:
 
     def results(self) -> dict[str, dict]:
         """The rows of all that was done or set aside, by key; one that cannot be read is as if it was not there."""
-        names = self.files.find(self.at("results"), maxdepth=1)
+        names = self.found("results")
         rows = {}
-        for name, content in self.files.cat(names).items() if names else ():
+        for name, content in self.files.cat(list(names)).items() if names else ():
             with contextlib.suppress(ValueError):
                 rows[name.rpartition("/")[2].removesuffix(".json")] = json.loads(content)
         return rows
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file below worlds/, by its name there."""
-        found = self.files.find(self.at("worlds"), detail=True)
         begin = len(self.at("worlds")) + 1
-        return {name[begin:]: entry["size"] for name, entry in found.items()}
+        return {name[begin:]: entry["size"] for name, entry in self.found("worlds").items()}
 
     def fetch(self, name: str, folder: Path) -> None:
         """A folder of the place as a local one, if it is there."""
-        for file in self.files.find(self.at(name)):
+        for file in self.found(name):
             target = folder / file[len(self.at(name)) + 1 :]
             target.parent.mkdir(parents=True, exist_ok=True)
             self.files.get_file(file, str(target))
@@ -170,8 +174,9 @@ class Worker:
             if not self.place.is_folder:
                 self.place.send(here, name, {})
             return row
-        except (comfy.WorkflowError, OSError, ValueError) as problem:
-            return {"error": str(problem), "log": self.log(log_from)}
+        except Exception as problem:  # of drivers of fsspec and of whatever a file holds: no job may end the others
+            known = isinstance(problem, (comfy.WorkflowError, OSError, ValueError))
+            return {"error": str(problem) if known else f"{type(problem).__name__}: {problem}", "log": self.log(log_from)}
         finally:
             self.tidy(here)
 
