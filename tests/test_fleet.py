@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -241,6 +242,28 @@ def test_ctrl_c_stops_the_workers_and_writes_down_what_is_done(fleet, monkeypatc
     assert closed == [signal.SIG_IGN] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert "interrupted; 2 jobs are not done, and the same command goes on" in capsys.readouterr().out
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_ray_is_started_again_where_a_busy_machine_was_too_slow_for_it_and_for_this_machine_alone(fleet, monkeypatch):
+    given, failing = [], 1
+
+    def init(**options):
+        given.append(options)
+        if len(given) <= failing:
+            raise Exception("The current node timed out during startup")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: None))
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "as it was")
+    _, folder = fleet.start_ray(None)
+    assert len(given) == 2 and given[1]["_temp_dir"] == folder != given[0]["_temp_dir"] and not Path(given[0]["_temp_dir"]).exists()
+    assert given[1]["object_store_memory"] <= 100 * 2**20 and given[1]["include_dashboard"] is False
+    Path(folder).rmdir()
+    said = {name: os.environ[name] for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE")}
+    assert list(said.values()) == ["0", "0", "token"] and len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    failing = 99
+    with pytest.raises(fleet.WorkflowError, match="does not start on this machine .*timed out.*--workers 1 does without"):
+        fleet.start_ray(None)
 
 
 # ----------------------------------------------------------------------------------------------------------- the results

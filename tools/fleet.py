@@ -244,9 +244,16 @@ def start_ray(address: str | None) -> tuple[ModuleType, str | None]:
     if address:
         ray.init(address, **quiet)
         return ray, None
-    folder = tempfile.mkdtemp(prefix="lyra-ray-")  # short: paths of sockets may have 107 letters
-    ray.init(include_dashboard=False, _temp_dir=folder, object_store_memory=OBJECT_STORE, **quiet)
-    return ray, folder
+    for _ in range(ATTEMPTS):
+        folder = tempfile.mkdtemp(prefix="lyra-ray-")  # short: paths of sockets may have 107 letters
+        try:
+            ray.init(include_dashboard=False, _temp_dir=folder, object_store_memory=OBJECT_STORE, **quiet)
+            return ray, folder
+        except Exception as fault:  # Ray waits half a minute for itself, which is too short on a busy machine, and raises a plain one
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+            problem = fault
+    raise WorkflowError(f"Ray does not start on this machine ({problem}); --workers 1 does without it")
 
 
 def remote(ray: ModuleType, share: dict):
