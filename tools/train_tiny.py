@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--held-out", type=int, default=16, help="scenes that the gates look at")
     parser.add_argument("--size", default="96x64", help="width x height of the films, multiples of 16")
+    parser.add_argument("--device", help="cuda where there is one, else cpu")
     parser.add_argument("--until", choices=("codec", "films", "transformer", "gates"), default="gates", help="stop after this")
     return parser
 
@@ -50,7 +51,8 @@ def main(arguments: list[str]) -> int:
         print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
 
     folder = options.folder
-    learned = codec.train(folder / "codec.training.safetensors", options.codec_steps, options.seed, say=say)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    learned = codec.train(folder / "codec.training.safetensors", options.codec_steps, options.seed, device=device, say=say)
     network = codec.in_format(learned, codec.films(options.seed, 8))
     if options.until == "codec":
         say(str(gates.codec(network, recipe, options.held_out, (height, width))))
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> int:
     encoders = contracts.Encoders(coder, lambda picture: torch.zeros(1, 1), release.padded)
     transformer = painter.train(
         folder / "transformer.training.safetensors",
-        painter.new(options.seed),
+        painter.new(options.seed).to(device),
         samples,
         encoders,
         options.steps,

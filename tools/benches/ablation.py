@@ -52,7 +52,7 @@ def ablation() -> Iterator[Result]:
     folder = Path(os.environ.get("LYRA2_TINY", "output/lyra_tiny"))
     steps, count, walks, chunks = budget()
     record = json.loads((folder / "made.json").read_text())
-    network = codec.read(folder / "codec.safetensors")
+    network = codec.read(folder / "codec.safetensors").to("cuda" if torch.cuda.is_available() else "cpu")
     coder = codec.TrainingCodec(network, codec.fingerprint(network))
     encoders = contracts.Encoders(coder, lambda picture: torch.zeros(1, 1), release.padded)
     samples = films.training_set(folder / "films", record["films"], painter.RECIPE, coder, record["seed"], tuple(record["size"]))
@@ -85,7 +85,7 @@ def budget() -> tuple[int, int, int, int]:
 def trained(folder: Path, name: str, recipe, samples, encoders, steps: int, record: dict):
     """One of the five, from the parent's weights."""
     painter = import_module("train.painter")
-    network = painter.new(record["seed"])
+    network = painter.new(record["seed"]).to("cuda" if torch.cuda.is_available() else "cpu")
     if record["transformer_steps"]:
         painter.put_back(folder / "transformer.training.safetensors", network)
     file = folder / f"ablation-{name.replace(' ', '-')}.training.safetensors"

@@ -135,15 +135,17 @@ def _each_frame(layer: nn.Module, x: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- training
 
 
-def train(path: Path, steps: int, seed: int = 0, width: int = WIDTH, say: Callable[[str], None] = print) -> WanVAE:
-    """A codec after so many steps; goes on from the checkpoint at `path` if there is one. What a step sees follows from its number."""
-    network = new(seed, width)
+def train(
+    path: Path, steps: int, seed: int = 0, width: int = WIDTH, device="cpu", say: Callable[[str], None] = print
+) -> WanVAE:
+    """A codec after so many steps, on `device`; goes on from the checkpoint at `path` if there is one. What a step sees follows from its number."""
+    network = new(seed, width).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.97), weight_decay=1e-4)
     settings = {"width": width, "seed": seed, "steps": steps}
     first, clips, errors = going_on.resume(path, network, optimiser, settings), Tensor(), []
     for step in range(first, steps):
         if step == first or step % RENEWED == 0:
-            clips = films(seed + 1 + step // RENEWED, SCENES)
+            clips = films(seed + 1 + step // RENEWED, SCENES).to(device)
         for group in optimiser.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         kind = PICTURES if step < ALONE * steps else (PICTURES, SHORT, LONG, SHORT)[step % 4]
@@ -202,9 +204,9 @@ def _drawn(clips: Tensor, kind: tuple[int, int], generator: torch.Generator) -> 
 def in_format(network: WanVAE, videos: Tensor) -> WanVAE:
     """The same codec whose latents of these videos have mean and spread of the host's Wan 2.1 format, channel by channel."""
     network = copy.deepcopy(network)
-    latents, host = encode(network, videos), Wan21()
+    latents, host = encode(network, videos.to(network.conv1.weight)), Wan21()
     mean, spread = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-    wanted, wide = host.latents_mean.flatten(), host.latents_std.flatten()
+    wanted, wide = (values.flatten().to(mean) for values in (host.latents_mean, host.latents_std))
     outwards, inwards = wide / spread, spread / wide
     first, last = network.conv1, network.conv2
     first.weight[:CHANNELS] *= outwards.view(-1, 1, 1, 1, 1)
@@ -218,7 +220,7 @@ def write(network: WanVAE, path: Path) -> None:
     """For the host's VAELoader."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        save_file({name: weight.detach().contiguous() for name, weight in network.state_dict().items()}, part, {"format": "pt"})
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in network.state_dict().items()}, part, {"format": "pt"})
 
 
 def read(path: Path) -> WanVAE:
@@ -233,7 +235,7 @@ def fingerprint(network: WanVAE) -> str:
     """A name for what is kept of films: another codec, another name."""
     digest = hashlib.sha256()
     for weight in network.state_dict().values():
-        digest.update(weight.detach().contiguous().numpy().tobytes())
+        digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
     return f"tiny-{digest.hexdigest()[:12]}"
 
 
@@ -249,16 +251,16 @@ class TrainingCodec:
         """(16, T, h, w) of frames (F, H, W, 3) in -1 .. 1."""
         reach = -(-encoder_reach(self.network) // FRAMES) * FRAMES
         context = frames[:0] if before is None else before[-(1 + reach) :]
-        video = torch.cat([context.to(frames), frames]).movedim(-1, 0)[None]
+        video = torch.cat([context.to(frames), frames]).movedim(-1, 0)[None].to(self.network.conv1.weight)
         with torch.autocast(video.device.type, torch.bfloat16):
-            latents = Wan21().process_in(encode(self.network, video).float())[0]
+            latents = Wan21().process_in(encode(self.network, video).float().cpu())[0]
         return latents[:, -(len(frames) // FRAMES) :] if len(context) else latents
 
     @torch.no_grad()
     def decode(self, latents: Tensor, before: Tensor | None = None) -> Tensor:
         """(F, H, W, 3), not clamped, of latents (16, T, h, w)."""
         context = latents[:, :0] if before is None else before[:, -(1 + decoder_reach(self.network)) :]
-        whole = Wan21().process_out(torch.cat([context.to(latents), latents], 1)[None])
+        whole = Wan21().process_out(torch.cat([context.to(latents), latents], 1)[None]).to(self.network.conv1.weight)
         with torch.autocast(whole.device.type, torch.bfloat16):
-            frames = decode(self.network, whole)[0].float().movedim(0, -1)
+            frames = decode(self.network, whole)[0].float().movedim(0, -1).cpu()
         return frames[-FRAMES * latents.shape[1] :] if context.shape[1] else frames

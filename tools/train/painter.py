@@ -157,7 +157,7 @@ def spoken(network: Lyra2Model) -> Model:
     plain = as_model(network)
 
     def velocity(noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        with torch.autocast(noisy.device.type, torch.bfloat16):
+        with torch.autocast(network.head.head.weight.device.type, torch.bfloat16):
             return plain(noisy, timesteps, condition).float()
 
     return velocity

@@ -30,7 +30,7 @@ def weights(network: Lyra2Model, codec: WanVAE) -> dict[str, Tensor]:
         "vae.": {name: weight.detach().half() for name, weight in codec.state_dict().items()},
         "text_encoders.": words.weights(VOCABULARY, network.text_dim),
     }
-    return {prefix + name: weight.contiguous() for prefix, part in parts.items() for name, weight in part.items()}
+    return {prefix + name: weight.cpu().contiguous() for prefix, part in parts.items() for name, weight in part.items()}
 
 
 def write(path: Path, network: Lyra2Model, codec: WanVAE) -> Path:
