@@ -312,3 +312,10 @@ def test_the_readme_gives_back_the_place_on_the_map_that_cameras_came_from(tmp_p
     told = readme(tmp_path, "a", {}, {}, [], origin=(448251.0, 5411932.0, 120.5))
     assert "add (448251.000, 5411932.000, 120.500) to (x, y, z)" in told
     assert "map" not in readme(tmp_path, "a", {}, {}, [])
+
+
+def test_a_world_that_was_turned_level_says_so_with_its_rotation(tmp_path):
+    level = quaternion_to_rotation(torch.tensor([[0.9961947, 0.0871557, 0.0, 0.0]]))[0]  # by 10 degrees about x
+    text = readme(tmp_path, "w", {}, {}, [], level=level)
+    assert "10.0 degrees aslant" in text and "1.00000, 0.00000, 0.00000; 0.00000, 0.98481, -0.17365" in text
+    assert "aslant" not in readme(tmp_path, "w", {}, {}, [], level=torch.eye(3))
