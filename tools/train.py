@@ -79,7 +79,7 @@ def networks(options):
 
 def train(options) -> None:
     from PIL import Image
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from lyra_core import files
     from lyra_core.models import lessons, lyra2_host
@@ -109,7 +109,7 @@ def train(options) -> None:
         options.set, held, recipe, course, lesson, options.lora.with_suffix(".training.safetensors"), on_step, on_picture, print
     )
     with files.replacing(options.lora) as partial:
-        save_file(learned.lora, partial, {"format": "pt"})
+        partial.write_bytes(save(learned.lora, {"format": "pt"}))
     print(f"{lessons.summary(learned.state)}\nwrote {options.lora}")
 
 
