@@ -110,7 +110,7 @@ def painted(graphs, definitions: dict, folder: str, steps: int = 2) -> dict:
 class ExplorerPage:
     """One tab."""
 
-    def __init__(self, browser, server, size=(1200, 860), pack="ComfyUI-LyraWorlds"):
+    def __init__(self, browser, server, size=(1500, 900), pack="ComfyUI-LyraWorlds"):
         self.server, self.pack = server, pack
         self.tab = browser.new_page(viewport={"width": size[0], "height": size[1]})
         self.tab.set_default_timeout(1000 * PATIENCE)

@@ -377,7 +377,7 @@ def test_everything_that_lays_a_path_does_with_keys_buttons_and_numbers(page, gr
     page.tab.mouse.click(box["x"] + 0.4 * box["width"], box["y"] + 0.5 * box["height"])
     page.wait("x.flight.pose.T.join() !== window.before && x.flight.pose.T[1] === Number(window.before.split(',')[1])")
     page.press("f")
-    page.wait("x.overlay && x.view.clientWidth > 1000 && x.stage.owner === x")
+    page.wait("x.overlay && x.view.clientWidth > 1200 && x.stage.owner === x")
     page.press("Escape", "Escape", "Escape", "Escape")
     page.wait("!x.overlay && x.root.contains(x.view)")
     # splats in place of points, few of them without a GPU
