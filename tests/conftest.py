@@ -36,7 +36,7 @@ load_package("lyra_core", PROJECT / "lyra_core")
 # takes every core, stand where one of two workers is likely to draw at a time.
 LONGEST = (
     "test_explorer_page", "test_generation_server", "test_server", "test_explorer_life", "test_lyra2_host", "test_generation",
-    "test_engine_server", "test_browser",
+    "test_fleet", "test_engine_server", "test_browser",
 )  # fmt: skip
 
 
