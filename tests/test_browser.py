@@ -72,16 +72,27 @@ def test_a_dropped_workflow_opens_complete_and_queues_as_the_command_line_does(p
         assert all(k == "viewport_state" or not (ours.get(k) or found["inputs"].get(k)) for k in differing), differing
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
-def test_nothing_overlaps_and_nothing_moves_however_the_frontend_draws_it(page, graphs, name):
-    workflow = workflow_of(name)
+@pytest.fixture(scope="module", params=WORKFLOWS)
+def shown(request, page, graphs) -> tuple[dict, dict[str, list], tuple, list[int]]:
+    """A workflow, its nodes as each frontend draws them, places and turns as it would be saved then, and what is red."""
+    workflow, nodes = workflow_of(request.param), {}
+    for frontend in reversed(graphs.browser.FRONTENDS):
+        graphs.browser.show(page, workflow, frontend)
+        nodes[frontend] = graphs.browser.drawn(page, frontend)
+        if os.environ.get("LYRA2_SCREENSHOTS"):
+            page.screenshot(path=str(Path(os.environ["LYRA2_SCREENSHOTS"]) / f"{request.param} {frontend}.png"))
+    red = page.evaluate("() => app.graph._nodes.filter(n => n.has_errors).map(n => +n.id)")
+    return workflow, nodes, page.evaluate(SAVED), red
+
+
+def test_nothing_overlaps_and_nothing_moves_however_the_frontend_draws_it(shown):
+    workflow, drawn, (places, turns), _red = shown
     saved = {node["id"]: node for node in workflow["nodes"]}
     groups = {group["title"]: group["bounding"] for group in workflow["groups"]}
     group_boxes = {title: (x, y, x + width, y + height) for title, (x, y, width, height) in groups.items()}
-    for frontend in reversed(graphs.browser.FRONTENDS):
-        graphs.browser.show(page, workflow, frontend)
+    for frontend, nodes in drawn.items():
         boxes = {}
-        for number, x, y, width, height, least_width, least_height in graphs.browser.drawn(page, frontend):
+        for number, x, y, width, height, least_width, least_height in nodes:
             node = saved[number]
             what = f"{frontend}: {node.get('title') or node['type']} ({number})"
             assert abs(x - node["pos"][0]) < 1 and abs(y - node["pos"][1]) < 1, f"{what} moved"
@@ -94,9 +105,6 @@ def test_nothing_overlaps_and_nothing_moves_however_the_frontend_draws_it(page, 
             cut = [what for what, box in boxes.items() if meet(box, group) and not inside(box, group)]
             assert not cut, f"{frontend}: {title} cuts through {cut}"
         assert not [pair for pair in itertools.combinations(group_boxes.values(), 2) if meet(*pair)]
-        if os.environ.get("LYRA2_SCREENSHOTS"):
-            page.screenshot(path=str(Path(os.environ["LYRA2_SCREENSHOTS"]) / f"{name} {frontend}.png"))
-    places, turns = page.evaluate(SAVED)
     assert {number: (x, y) for number, x, y in places} == {n: tuple(node["pos"]) for n, node in saved.items()}
     assert [turn["pos"] for turn in turns] == [turn["pos"] for turn in workflow["extra"].get("reroutes", [])]
 
@@ -109,11 +117,8 @@ def inside(a: tuple, b: tuple) -> bool:
     return a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
-def test_on_a_fresh_host_nothing_is_red_but_missing_models(page, graphs, server, launcher, name):
-    workflow, info = workflow_of(name), server.get("/object_info")
-    graphs.browser.show(page, workflow, "classic")
-    red = page.evaluate("() => app.graph._nodes.filter(n => n.has_errors).map(n => +n.id)")
+def test_on_a_fresh_host_nothing_is_red_but_missing_models(shown, server, launcher):
+    (workflow, _drawn, _saved, red), info = shown, server.get("/object_info")
     outside = {node.partition(":")[0] for node, entry in models_of(launcher.to_api_format(workflow, info))}
     assert set(map(str, red)) <= outside
     wrong = [
