@@ -11,15 +11,11 @@ from ..lyra_core.world.world import World
 PHOTO = "%photo%"  # in the name of a folder: stands for the photo, so that another one has a folder of its own
 
 
-def seed_input(most: int = 2**32 - 100_001):
-    return io.Int.Input(
-        "seed",
-        default=1,
-        min=0,
-        max=most,
-        control_after_generate=True,
-        tooltip="Chunk number c of a world uses seed + c. The same seed gives the same world.",
-    )
+def seed_input(
+    most: int = 2**32 - 100_001, tooltip: str = "Chunk number c of a world uses seed + c. The same seed gives the same world.", **more
+):
+    """The frontend gives an input of this name a second widget, so every one says that it has it."""
+    return io.Int.Input("seed", **{"default": 1, "min": 0, "max": most, "control_after_generate": True, "tooltip": tooltip} | more)
 
 
 def alignment_input():

@@ -12,6 +12,7 @@ from ..lyra_core.splats import rasterize
 from ..lyra_core.splats.gaussians import Gaussians
 from ..lyra_core.splats.optimize import optimize
 from . import types
+from .inputs import seed_input
 from .node import Node
 from .splat import sound_splat, to_splat
 
@@ -41,7 +42,7 @@ class OptimizeSplat(Node):
                 io.Boolean.Input(
                     "exposure", default=True, tooltip="Let each frame be a little brighter or bluer than the scene."
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Order in which frames are taken."),
+                seed_input(2**32 - 1, "Order in which frames are taken.", default=0),
             ],
             outputs=[
                 io.Splat.Output(display_name="splat"),

@@ -22,6 +22,7 @@ from ..lyra_core.training.recipe import Recipe
 from ..lyra_core.training.sample import Sample
 from ..lyra_core.world.world import World, fingerprint, to_uint8
 from . import types
+from .inputs import seed_input
 from .node import Node
 from .photos import cropped
 from .video import frame_count, frames_of
@@ -54,6 +55,7 @@ class TrainingSet(Node):
             for name, default in (("width", 832), ("height", 480))
         ]
         ways = [
+            io.DynamicCombo.Option(NOTHING, []),  # first, because the frontend makes no node whose first choice brings sockets alone
             io.DynamicCombo.Option(WORLD, [types.World.Input("world", tooltip="It has cameras, depth and prompts of its own.")]),
             io.DynamicCombo.Option(
                 SCAN,
@@ -74,7 +76,6 @@ class TrainingSet(Node):
                     estimator,
                 ],
             ),
-            io.DynamicCombo.Option(NOTHING, []),
         ]
         return io.Schema(
             node_id="Lyra2TrainingSet",
@@ -84,7 +85,7 @@ class TrainingSet(Node):
             description="Adds a world, a scan or a video to a training set: a folder with two files for each. What is there already, made "
             "from the same, is not made again. Several of these nodes in a row make a set of several walks.",
             inputs=[
-                io.DynamicCombo.Input("source", options=ways, tooltip="What is added. nothing more: the set as it is."),
+                io.DynamicCombo.Input("source", options=ways, tooltip="What is added. *nothing more* is the set as it is."),
                 io.String.Input("folder", default="training/my_place", tooltip="The set, in the output folder."),
                 io.String.Input("name", default="walk", tooltip="Of what is added; another one of this name is replaced."),
                 io.Int.Input(
@@ -273,7 +274,7 @@ class TrainLoRA(Node):
                     tooltip="Blocks are computed again for their gradients: less memory, a third more time.",
                 ),
                 io.Boolean.Input("offload", default=False, advanced=True, tooltip="Weights that don't fit the card stay in memory: slower."),
-                io.Int.Input("seed", default=1, min=0, max=2**32 - 1, tooltip="The same seed gives the same training."),
+                seed_input(2**32 - 1, "The same seed gives the same training."),
                 io.Int.Input(
                     "preview_every", default=100, min=0, max=100_000, tooltip="Steps until the first chunk is painted to be looked at; 0: never."
                 ),

@@ -15,6 +15,7 @@ from ..lyra_core.cameras.camera import unproject
 from ..lyra_core.cameras.captions import load_captions
 from ..lyra_core.world.world import CHUNK_FRAMES, to_float
 from . import types
+from .inputs import seed_input
 from .node import Node
 
 # what "strength" means, where it is not a multiple of the scene's depth
@@ -107,9 +108,7 @@ class PresetTrajectory(Node):
                     tooltip="The camera move.",
                 ),
                 _frames(),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=2**63 - 1, tooltip="For the *_noise presets.", advanced=True
-                ),
+                seed_input(2**63 - 1, "For the *_noise presets.", default=0, advanced=True),
                 _start(),
             ],
             outputs=[types.Cameras.Output(display_name="cameras")],

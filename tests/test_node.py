@@ -47,6 +47,21 @@ def flat(io, inputs: list, around: tuple = ()):
                 yield from flat(io, option.inputs, (*around, (known.id, option.key)))
 
 
+def test_no_first_choice_brings_sockets_alone(io, nodes):
+    """The frontend can't make a node of such a class: it looks for the choice's own socket before that is there."""
+    for node in nodes:
+        for known in node.define_schema().inputs:
+            if isinstance(known, io.DynamicCombo.Input) and known.options[0].inputs:
+                widgets = [each.id for each in known.options[0].inputs if isinstance(each, io.WidgetInput)]
+                assert widgets, f"{node.define_schema().node_id}: {known.id} begins with {known.options[0].key!r}"
+
+
+def test_a_seed_says_that_the_frontend_gives_it_a_second_widget(io, nodes):
+    """It does so by the name alone; saved values would stand one place too far otherwise."""
+    seeds = [(node, known) for node, _, known in numbers(io, nodes, io.Int.Input) if known.id in ("seed", "noise_seed")]
+    assert len(seeds) > 5 and [node.__name__ for node, known in seeds if not known.control_after_generate] == []
+
+
 def given(around: tuple, name: str, value) -> dict:
     """What `execute` is given if one input, within its choices, is this."""
     for combo, key in reversed(around):

@@ -148,7 +148,7 @@ def test_a_phone_has_every_button_in_reach(browser, address):
 
 # A headset of two eyes, EYES above the floor: what three.js asks of WebXR, drawn into a framebuffer that can be read.
 HEADSET = """({ height, fov, aspect }) => {
-    const SIDE = 160, wide = Math.round(SIDE * aspect);
+    const SIDE = 96, wide = Math.round(SIDE * aspect);
     window.XRWebGLBinding = undefined;
     WebGL2RenderingContext.prototype.makeXRCompatible = async () => {};
     class Layer {
@@ -206,10 +206,10 @@ HEADSET = """({ height, fov, aspect }) => {
 
 def test_a_headset_stands_on_the_ground_and_sees_what_the_camera_does(browser, address, world):
     cameras, splat, around = world
-    tab = browser.new_page(viewport={"width": 400, "height": 300})
+    tab = browser.new_page(viewport={"width": 200, "height": 150})  # every frame is drawn by the processor
     facing = {"height": around.ground.eyes, "fov": float(cameras.fov[0]), "aspect": cameras.size[1] / cameras.size[0]}
     tab.add_init_script(f"({HEADSET})({json.dumps(facing)})")
-    tab.set_default_timeout(120_000)
+    tab.set_default_timeout(300_000)
     tab.goto(address)
     tab.wait_for_function("() => globalThis.lyra2Viewer")
     tab.evaluate("async () => { await lyra2Viewer.ready; lyra2Viewer.go(0); }")
