@@ -245,7 +245,7 @@ def test_the_same_with_a_newer_frontend(page_module, browser, newer_server, grap
 def test_the_transformer_shows_each_chunk_as_it_comes_and_makes_others_of_the_same_way(page_module, page, graphs, object_info):
     page.use(False)
     # steps enough that a chunk takes longer than a software-rendered page lags behind the server
-    page.load(page_module.painted(graphs, object_info, "worlds/painted", steps=12))
+    page.load(page_module.painted(graphs, object_info, "worlds/painted", steps=8))
     page.begin()
     page.js("x.settings.chunks = 2; x.setKeys([{ R: [0, 0, 0, 1], T: [0.2, 0, 0.6], fov: x.standing.fov }]);")
     assert page.x("x.chunks === 2 && JSON.parse(x.textWidget.value).lyra2.frames === 161")
