@@ -167,7 +167,9 @@ def _unseen(view: View, candidates: np.ndarray, stride: int, earlier: Sequence[V
         if kept.all():
             continue
         left, points, needed = left[kept], points[:, kept], needed[kept]
-        may_see = _may_see(projections, points, view.depth.shape)
+        # a smaller box is seen by no view that did not see the larger one
+        waiting = may_see[:number].nonzero()[0]
+        may_see[waiting] = _may_see(projections[waiting], points, view.depth.shape)
     unseen = np.zeros_like(candidates)
     unseen[row[left], column[left]] = True
     return unseen
