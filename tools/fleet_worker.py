@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -332,6 +333,7 @@ def last_frame(folder: Path):
         import av
 
         with av.open(str(videos[-1])) as video:
-            return list(video.decode(video=0))[-1].to_image()
+            (frame,) = deque(video.decode(video=0), maxlen=1)  # one at a time: all of a film would be gigabytes
+            return frame.to_image()
     pictures = [file for file in found if file.suffix in PICTURES]
     return Image.open(max(pictures, key=lambda file: file.stat().st_mtime)) if pictures else None

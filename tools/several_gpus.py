@@ -33,17 +33,19 @@ def run(workflow: dict, settings: list[str], output: Path, gpus: int, name: Path
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".gpus-", dir=output) as aside, ThreadPoolExecutor(gpus) as threads:
         servers = [server_of(rank, gpus, meeting, base, output, Path(aside), extra) for rank in range(gpus)]
+        started = []
         try:
             for server in servers:
                 server.start()
+                started.append(server)
             all_of(threads.submit(server.wait) for server in servers)  # at once: none is up before all have met
             first = threads.submit(comfy.run_on, servers[0], workflow, settings, lambda prompt: None, name)
             others = [(server, f"{Path(aside).name}/{rank}") for rank, server in enumerate(servers) if rank]
             return all_of([first, *(threads.submit(follow, server, workflow, settings, folder, name) for server, folder in others)])[0]
         finally:
-            for server in servers:
+            for server in started:
                 server.process.kill()  # Ctrl-C and faults too: one that waits for another would wait for ever
-            for server in servers:
+            for server in started:
                 server.__exit__()
 
 

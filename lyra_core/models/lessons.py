@@ -164,7 +164,6 @@ def estimate(trainee: adapters.Trainee, size: tuple[int, int], recipe: Recipe, c
     return "\n".join(found.lines(this_card(), course.steps * course.batch, recipe.self_augmented))
 
 
-
 def summary(state: State) -> str:
     """Where a training has got to, in a line."""
     if not state.losses:

@@ -80,7 +80,7 @@ def restore(
 def save(state: State, path: Path) -> None:
     """Write the file anew, whole or not at all; OSError that names the way out where the disk is full."""
     tensors = {f"weight:{name}": weight for name, weight in state.weights.items()}
-    tensors |= {f"moment:{name}": moment for name, moment in state.moments.items()} 
+    tensors |= {f"moment:{name}": moment for name, moment in state.moments.items()}
     tensors |= {"random": state.random, "losses": torch.tensor(state.losses, dtype=torch.float64)}
     record = json.dumps({"version": VERSION, "step": state.step, "settings": state.settings})
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ FLAGS = [
     "--disable-accelerated-2d-canvas",
     "--disable-gpu-rasterization",
 ]
-# what pulses on the host's page while a prompt runs is drawn sixty times a second, which takes a core where no GPU is
+# what pulses on the host's page while a prompt runs is drawn again and again, by the processor where no GPU is
 STILL = """addEventListener("DOMContentLoaded", () => {
     const still = document.createElement("style");
     still.textContent = "*, ::before, ::after { animation: none !important; transition: none !important }";
