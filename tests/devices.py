@@ -55,10 +55,10 @@ def _path(start, frames: int):
     return camera.Cameras(w2c, start.K.repeat(frames, 1, 1), start.size)
 
 
-def scene_there(scene) -> SimpleNamespace:
+def scene_there(scene, move=Elsewhere) -> SimpleNamespace:
     """What a caller moves to a GPU; the world, its keyframes and its plan stay where they are."""
     stays = ("world", "keyframes", "plan", "generator")
-    return SimpleNamespace(**{name: v if name in stays else there(v) for name, v in vars(scene).items()})
+    return SimpleNamespace(**{name: v if name in stays else there(v, move) for name, v in vars(scene).items()})
 
 
 def _device(scene):
@@ -346,6 +346,15 @@ def compared(run, here: SimpleNamespace) -> dict:
         places = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
         return {"error": f"{type(error).__name__}: {error} ({' > '.join(places[-6:])})"}
     return {"error": "", "waits": mode.waits}
+
+
+def on_a_gpu(run, here: SimpleNamespace) -> dict:
+    """What share of a case's numbers a GPU gives otherwise than the processor: where rounding decides what is seen."""
+    found = [t.cpu() for t in _numbers(run(scene_there(here, torch.Tensor.cuda)))]
+    expected = _numbers(run(here))
+    assert [t.shape for t in found] == [t.shape for t in expected] != []
+    off = [~torch.isclose(a, b, atol=1e-4, rtol=1e-4, equal_nan=True) for a, b in zip(found, expected, strict=True)]
+    return {"off": sum(int(wrong.sum()) for wrong in off), "of": sum(wrong.numel() for wrong in off)}
 
 
 # what a chunk of the transformer's asks of geometry, with five retrieved frames and as many new ones as it makes

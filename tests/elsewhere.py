@@ -123,19 +123,19 @@ def elsewhere():
         torch._C._set_only_lift_cpu_tensors(before)
 
 
-def there(found):
-    """`found` with its tensors on `ELSEWHERE`, in tuples, lists, mappings and frozen dataclasses."""
+def there(found, move=Elsewhere):
+    """`found` with its tensors moved, in tuples, lists, mappings and frozen dataclasses."""
     if isinstance(found, torch.Tensor):
-        return Elsewhere(found)
+        return move(found)
     if dataclasses.is_dataclass(found):
         return dataclasses.replace(
-            found, **{f.name: there(getattr(found, f.name)) for f in dataclasses.fields(found) if f.init}
+            found, **{f.name: there(getattr(found, f.name), move) for f in dataclasses.fields(found) if f.init}
         )
     if isinstance(found, tuple) and hasattr(found, "_fields"):
-        return type(found)(*map(there, found))
+        return type(found)(*(there(part, move) for part in found))
     if isinstance(found, (tuple, list)):
-        return type(found)(map(there, found))
-    return {key: there(value) for key, value in found.items()} if isinstance(found, dict) else found
+        return type(found)(there(part, move) for part in found)
+    return {key: there(value, move) for key, value in found.items()} if isinstance(found, dict) else found
 
 
 def tensors(found) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import devices
 import pytest
+import torch
 
 import lyra_core
 
@@ -33,6 +34,13 @@ def there() -> dict:
 @pytest.mark.parametrize("case", CASES)
 def test_another_device_gives_the_same(there, case):
     assert there["found"][case]["error"] == ""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_gives_the_same():
+    cases = {f"{room}.{name}": run for room, runs in devices.CASES.items() for name, run in runs.items()}
+    found = {case: devices.on_a_gpu(run, devices.scene()) for case, run in cases.items()}
+    assert [case for case, numbers in found.items() if numbers["off"] > 2e-3 * numbers["of"]] == []
 
 
 # of a source or a keyframe, and of a view
