@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -128,9 +129,14 @@ def write_vae(path: Path, dim: int = 8, seed: int = 1) -> Path:
     return _write(path, weights)
 
 
-def write_clip_vision(path: Path, seed: int = 2) -> Path:
-    """CLIP ViT-H, of which the host knows one size: 1.3 GB."""
-    return _write(path, _clip_weights("CLIPVisionModelProjection", "clip_vision_config_h.json", seed))
+def write_clip_vision(path: Path, seed: int = 2, layers: int = 2) -> Path:
+    """CLIP ViT-H, of which the host knows one depth, 32 layers of 40 MB: a server reads fewer by tools/shallow_clip_vision.py.
+
+    The one weight by which the host knows the model is there at every depth.
+    """
+    weights = _clip_weights("CLIPVisionModelProjection", "clip_vision_config_h.json", seed, num_hidden_layers=layers)
+    known_by = "vision_model.encoder.layers.30.layer_norm1.weight"
+    return _write(path, {known_by: weights[known_by.replace("30", "0")].clone(), **weights})
 
 
 def write_text_encoder(path: Path, seed: int = 3) -> Path:
@@ -138,10 +144,10 @@ def write_text_encoder(path: Path, seed: int = 3) -> Path:
     return _write(path, _clip_weights("CLIPTextModel", "sd1_clip_config.json", seed))
 
 
-def _clip_weights(kind: str, config: str, seed: int) -> dict[str, Tensor]:
+def _clip_weights(kind: str, config: str, seed: int, **changes) -> dict[str, Tensor]:
     import comfy.clip_model
 
-    settings = json.loads((Path(comfy.clip_model.__file__).parent / config).read_text())
+    settings = {**json.loads((Path(comfy.clip_model.__file__).parent / config).read_text()), **changes}
     with torch.device("meta"):
         network = getattr(comfy.clip_model, kind)(settings, torch.float16, "meta", torch.nn)
     return tiled_weights({key: tuple(weight.shape) for key, weight in network.state_dict().items()}, seed)
@@ -281,7 +287,13 @@ def write_lora(path: Path, dim: int, seed: int = 5) -> Path:
 
 
 def write_all(models: Path) -> Path:
-    """A models folder with every file that the workflows name, small enough to run on a CPU."""
+    """A models folder with every file that the workflows name, small enough to run on a CPU; the server whose it is reads them.
+
+    Its custom nodes lie beside it, and with them the one by which the host reads a shallow CLIP.
+    """
+    nodes = models.parent / "custom_nodes"
+    nodes.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(__file__).with_name("shallow_clip_vision.py"), nodes)
     write_lyra2(models / "diffusion_models" / "lyra2.safetensors", SMALLEST)
     write_vace_files(models)
     write_vae(models / "vae" / "wan_2.1_vae.safetensors", dim=4)
