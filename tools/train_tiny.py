@@ -25,8 +25,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--codec-steps", type=int, default=6000)
     parser.add_argument("--films", type=int, default=96, help="scenes that are learned from")
     parser.add_argument("--steps", type=int, default=20000, help="of the transformer")
+    parser.add_argument("--minutes", type=float, help="for the transformer: the clock ends its training, with fewer steps or more")
+    parser.add_argument("--total-minutes", type=float, help="the same, counted from the command's start")
     parser.add_argument("--examples", type=int, default=48, help="that are kept at hand")
+    parser.add_argument("--begin", type=int, default=48, help="of them before the first step")
+    parser.add_argument("--processes", type=int, default=0, help="that make the geometry of examples ahead")
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--codec", type=Path, help="a codec.safetensors to take, instead of training one")
     parser.add_argument("--held-out", type=int, default=16, help="scenes that the gates look at")
     parser.add_argument("--size", default="96x64", help="width x height of the films, multiples of 16")
     parser.add_argument("--device", help="cuda where there is one, else cpu")
@@ -35,16 +41,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    options = parser().parse_args(arguments)
+    began, options = time.monotonic(), parser().parse_args(arguments)
     host.boot()
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    codec, films, gates, painter, release, contracts = (
+    codec, films, gates, painter, release, sights, contracts = (
         import_module(name)
-        for name in ("train.codec", "train.films", "train.gates", "train.painter", "train.release", "lyra_core.training.contracts")
+        for name in ("train.codec", "train.films", "train.gates", "train.painter", "train.release", "train.sights", "lyra_core.training.contracts")
     )
-    began, recipe = time.monotonic(), painter.RECIPE
+    recipe = painter.RECIPE
     width, height = map(int, options.size.split("x"))
 
     def say(text: str) -> None:
@@ -52,34 +58,56 @@ def main(arguments: list[str]) -> int:
 
     folder = options.folder
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    learned = codec.train(folder / "codec.training.safetensors", options.codec_steps, options.seed, device=device, say=say)
-    network = codec.in_format(learned, codec.films(options.seed, 8))
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.codec:
+        network = codec.read(options.codec).to(device)
+    else:
+        learned = codec.train(folder / "codec.training.safetensors", options.codec_steps, options.seed, device=device, say=say)
+        network = codec.in_format(learned, codec.films(options.seed, 8))
     if options.until == "codec":
         say(str(gates.codec(network, recipe, options.held_out, (height, width))))
         return 0
     codec.write(network, folder / "codec.safetensors")
     coder = codec.TrainingCodec(network, codec.fingerprint(network))
-    samples = films.training_set(folder / "films", options.films, recipe, coder, options.seed, (height, width), say)
-    made = {"seed": options.seed, "films": options.films, "batch": options.batch, "examples": options.examples}
-    made |= {"size": [height, width], "codec_steps": options.codec_steps, "transformer_steps": options.steps}
-    made["parent"] = f"a transformer of {options.steps} steps" if options.steps else "fresh weights"
-    (folder / "made.json").write_text(json.dumps(made, indent=1))
-    if options.until == "films":
-        return 0
     encoders = contracts.Encoders(coder, lambda picture: torch.zeros(1, 1), release.padded)
-    transformer = painter.train(
-        folder / "transformer.training.safetensors",
-        painter.new(options.seed).to(device),
-        samples,
-        encoders,
-        options.steps,
-        recipe,
-        options.seed,
-        options.batch,
-        options.examples,
-        say,
-    )
-    file = release.write(folder / "lyra_tiny.safetensors", transformer, network)
+    made = {"seed": options.seed, "films": options.films, "batch": options.batch, "examples": options.examples}
+    made |= {"size": [height, width], "codec_steps": options.codec_steps, "transformer_steps": 0}
+    made |= {"minutes": options.total_minutes or options.minutes, "rate": options.rate, "parent": "fresh weights"}
+
+    def record(steps: int) -> None:
+        told = {"transformer_steps": steps, "parent": f"a transformer of {steps} steps"} if steps else {}
+        (folder / "made.json").write_text(json.dumps(made | told, indent=1))
+
+    record(0)
+    processes = 0 if options.until == "films" else options.processes
+    names = [films.name(number) for number in films.learned(options.films, options.seed)]
+    with sights.Makers(folder / "films", names, recipe, options.seed, 0, processes, folder / "sights") as makers:
+        samples = films.training_set(folder / "films", options.films, recipe, coder, options.seed, (height, width), say, device)
+        if options.until == "films":
+            return 0
+        minutes = options.minutes
+        if options.total_minutes:
+            minutes = options.total_minutes - (time.monotonic() - began) / 60
+        course = painter.Course(
+            options.steps, options.batch, options.examples, options.begin, minutes, options.rate, options.seed
+        )
+        file = folder / "lyra_tiny.safetensors"
+
+        def kept(averaged, step: int) -> None:
+            release.write(file, averaged, network)
+            record(step)
+
+        transformer = painter.train(
+            folder / "transformer.training.safetensors",
+            painter.new(options.seed).to(device),
+            makers,
+            samples,
+            encoders,
+            course,
+            say=say,
+            kept=kept,
+        )
+    release.write(file, transformer, network)
     say(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
     if options.until == "transformer":
         return 0

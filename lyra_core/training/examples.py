@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..cameras.camera import join
 from ..conditioning.correspondence import LATENT_PIXELS, guides
 from ..conditioning.framepack import LATENT_FRAMES, spatial_frames, temporal_latents
-from ..conditioning.history import SLOT_CHANNELS
+from ..conditioning.history import SLOT_CHANNELS, Guides
 from ..memory.retrieval import Keyframe, coverage, retrieve
 from ..memory.warp import lift, merge, splat_views
 from .contracts import Codec, Condition, Encoders, Example
@@ -48,13 +49,28 @@ def example(
     `photo_only` remembers nothing but the first frame. `history` (16, T, h, w): the latents before the window, if they are
     not the sample's own.
     """
-    sample, layout = prepared(sample, encoders.codec, recipe), recipe.layout
-    first = recipe.still + layout.new_latents * window.segment
-    stream = sample.latents.stream
-    history = stream[:, :first] if history is None else history
+    sample = prepared(sample, encoders.codec, recipe)
+    return completed(sample, sighted(sample, window, recipe, generator, photo_only), encoders, recipe, generator, history)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What geometry says of a window; no network was asked."""
+
+    window: Window
+    retrieved: list[int]  # frames, the best one last
+    guides: Guides
+    warped: Tensor  # (F, H, W, 3) in -1 .. 1, -1 in holes: what is known, seen by the window's cameras
+    remembered: Tensor  # (new latents, h, w)
+    caption: str
+
+
+def sighted(sample: Sample, window: Window, recipe: Recipe, generator: torch.Generator, photo_only: bool = False) -> Sight:
+    """The part of an example that needs no latents."""
+    layout = recipe.layout
     retrieved = [0] if photo_only else retrieved_frames(sample, window, recipe, generator)
-    frames, latents = history_slots(sample, history, retrieved, encoders.codec, recipe, generator)
     target = sample.cameras_of(window)
+    frames = slot_frames(window, retrieved, recipe)
     keyframes = [sample.keyframe(frame) for frame in retrieved]
     cameras = join(*(sample.cameras[frame : frame + 1] for frame in frames))
     made = guides(layout, keyframes if recipe.correspondences else [], cameras, target)
@@ -62,17 +78,33 @@ def example(
     if _happens(recipe.warp_drop, generator):
         warped, seen = torch.full_like(warped, -1.0), torch.zeros_like(seen)
     caption = "" if _happens(recipe.text_drop, generator) else sample.caption(window.first)
+    return Sight(window, retrieved, made, warped, remembered_share(made.correspondences, seen, recipe), caption)
+
+
+def completed(
+    sample: Sample,
+    sight: Sight,
+    encoders: Encoders,
+    recipe: Recipe,
+    generator: torch.Generator,
+    history: Tensor | None = None,
+    warped: Tensor | None = None,
+) -> Example:
+    """The example of a sight, of a sample that is `prepared`. `warped` (16, new latents, h, w): latents of `sight.warped`, if they are known."""
+    first = recipe.still + recipe.layout.new_latents * sight.window.segment
+    stream = sample.latents.stream
+    history = stream[:, :first] if history is None else history
+    if warped is None:
+        warped = encoders.codec.encode(torch.cat([sight.warped[:1], sight.warped]))[:, 1:]
     condition = Condition(
-        latents,
-        encoders.codec.encode(torch.cat([warped[:1], warped]))[:, 1:],
-        made.rays,
-        made.correspondences,
-        encoders.tell(caption),
-        encoders.look(sample.picture(window.newest)),
+        history_slots(sample, history, sight.retrieved, encoders.codec, recipe, generator),
+        warped,
+        sight.guides.rays,
+        sight.guides.correspondences,
+        encoders.tell(sight.caption),
+        encoders.look(sample.picture(sight.window.newest)),
     )
-    return Example(
-        stream[:, first : first + layout.new_latents], condition, remembered_share(made.correspondences, seen, recipe)
-    )
+    return Example(stream[:, first : first + recipe.layout.new_latents], condition, sight.remembered)
 
 
 # ------------------------------------------------------------------------------------------------------- what is remembered
@@ -116,22 +148,35 @@ def _some_dropped(frames: list[int], share: float, generator: torch.Generator) -
     return [frame for place, frame in enumerate(frames) if place not in gone]
 
 
+def slot_frames(window: Window, retrieved: list[int], recipe: Recipe) -> list[int]:
+    """The frame that each history slot stands for."""
+    chosen = _temporal(recipe, recipe.still + recipe.layout.new_latents * window.segment)
+    # the photo fills the first slot as a picture, as on a walk; it is what the stream begins with
+    temporal = [max(0, LATENT_FRAMES * (latent - recipe.still + 1)) for latent in chosen]
+    return _in_slots(recipe, temporal, spatial_frames(recipe.layout, retrieved))
+
+
 def history_slots(
     sample: Sample, history: Tensor, retrieved: list[int], codec: Codec, recipe: Recipe, generator: torch.Generator
-) -> tuple[list[int], Tensor]:
-    """The frame that each history slot stands for, and the latents (16, slots, h, w)."""
-    layout, count = recipe.layout, history.shape[1]
-    chosen = temporal_latents(layout, count)
-    if recipe.history == "newest":
-        chosen = [count - 1] * len(chosen)
-    # the photo fills the first slot as a picture, as on a walk; it is what the stream begins with
-    temporal = [(max(0, LATENT_FRAMES * (latent - recipe.still + 1)), history[:, latent]) for latent in chosen]
-    ids = spatial_frames(layout, retrieved)
-    alone = corrupted(torch.stack([_alone(sample, frame, codec) for frame in ids], 1), recipe, generator) if ids else None
-    spatial = [(frame, alone[:, place]) for place, frame in enumerate(ids)]
+) -> Tensor:
+    """The latents (16, slots, h, w) that fill them."""
+    ids = spatial_frames(recipe.layout, retrieved)
+    temporal = [history[:, latent] for latent in _temporal(recipe, history.shape[1])]
+    spatial = []
+    if ids:
+        spatial = corrupted(torch.stack([_alone(sample, frame, codec) for frame in ids], 1), recipe, generator).unbind(1)
+    return torch.stack(_in_slots(recipe, temporal, spatial), 1)
+
+
+def _temporal(recipe: Recipe, count: int) -> list[int]:
+    """Which of so many latents of history fill the temporal slots."""
+    chosen = temporal_latents(recipe.layout, count)
+    return [count - 1] * len(chosen) if recipe.history == "newest" else chosen
+
+
+def _in_slots(recipe: Recipe, temporal: Iterable, spatial: Iterable) -> list:
     sources = {"temporal": iter(temporal), "spatial": iter(spatial)}
-    slots = [next(sources[s.source]) for s in layout.segments for _ in range(s.slots)]
-    return [frame for frame, _ in slots], torch.stack([latent for _, latent in slots], 1)
+    return [next(sources[s.source]) for s in recipe.layout.segments for _ in range(s.slots)]
 
 
 def _alone(sample: Sample, frame: int, codec: Codec) -> Tensor:
@@ -145,7 +190,8 @@ def corrupted(latents: Tensor, recipe: Recipe, generator: torch.Generator) -> Te
         return latents
     mean, spread = recipe.corruption
     sigmas = torch.exp(mean + spread * torch.randn(latents.shape[1], generator=generator))
-    return latents + sigmas.view(1, -1, 1, 1) * torch.randn(latents.shape, generator=generator)
+    noise = sigmas.view(1, -1, 1, 1) * torch.randn(latents.shape, generator=generator)
+    return latents + noise.to(latents)
 
 
 # -------------------------------------------------------------------------------------------------------- what is warped
@@ -161,7 +207,9 @@ def warped_views(sample: Sample, window: Window, recipe: Recipe) -> tuple[Tensor
         keyframes += [k for k in candidate_keyframes(sample, window, recipe) if k.frame != window.newest]
     points = merge(*(lift(k.depth, k.camera, sample.picture(k.frame)) for k in keyframes))
     target = sample.cameras_of(window)
-    pictures, seen = torch.empty(window.count, *sample.size, 3), torch.empty(window.count, *sample.size, dtype=torch.bool)
+    device = points.xyz.device
+    pictures = torch.empty(window.count, *sample.size, 3, device=device)
+    seen = torch.empty(window.count, *sample.size, dtype=torch.bool, device=device)
     for frame, view in enumerate(splat_views(points, target)):
         seen[frame] = view.seen[0]
         pictures[frame] = torch.where(view.seen[0, ..., None], view.features[0].clamp(-1, 1), -1.0)

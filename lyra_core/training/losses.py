@@ -53,12 +53,17 @@ def flow_loss(
     """
     drawn = [draw_timestep(recipe.shift, generator) if timestep is None else timestep for _ in examples]
     clean = torch.stack([shown.target for shown in examples])
-    noise = torch.randn(clean.shape, generator=generator)
+    noise = torch.randn(clean.shape, generator=generator).to(clean)
     times = torch.tensor(drawn)
-    sigmas = (times / TRAIN_STEPS).view(-1, 1, 1, 1, 1)
+    sigmas = (times / TRAIN_STEPS).view(-1, 1, 1, 1, 1).to(clean)
     velocity = model(sigmas * noise + (1 - sigmas) * clean, times, stack([shown.condition for shown in examples]))
-    remembered = torch.stack([shown.remembered for shown in examples])[:, None]
-    weights = torch.tensor([weight_of(time, recipe.shift) for time in drawn]).view(-1, 1, 1, 1, 1)
-    weights = weights * (1 + (recipe.remembered_weight - 1) * remembered)
-    error = (velocity.float() - (noise - clean).to(velocity.device)) ** 2
-    return (weights.to(velocity.device) * error).mean()
+    remembered = torch.stack([shown.remembered for shown in examples])
+    weights = torch.tensor([weight_of(time, recipe.shift) for time in drawn])
+    return weighted_error(velocity, noise - clean, weights, remembered, recipe)
+
+
+def weighted_error(velocity: Tensor, true: Tensor, weights: Tensor, remembered: Tensor, recipe: Recipe) -> Tensor:
+    """The mean of squared errors of velocities (B, 16, T, h, w), by weights (B,) and `remembered` (B, T, h, w), which are moved to theirs."""
+    each = weights.to(velocity.device).view(-1, 1, 1, 1, 1)
+    each = each * (1 + (recipe.remembered_weight - 1) * remembered.to(velocity.device)[:, None])
+    return (each * (velocity.float() - true.to(velocity.device)) ** 2).mean()

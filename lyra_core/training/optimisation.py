@@ -68,10 +68,15 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 def tame(weights: Iterable[nn.Parameter], largest: float = LARGEST_NORM) -> float:
     """Gradients without NaN and infinities, then scaled down together to a norm of at most `largest`; the norm before."""
+    return float(tamed(weights, largest))
+
+
+def tamed(weights: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """The same without waiting for the device: the norm stays there."""
     weights = [weight for weight in weights if weight.grad is not None]
     for weight in weights:
         torch.nan_to_num(weight.grad, nan=0.0, posinf=0.0, neginf=0.0, out=weight.grad)
-    return float(nn.utils.clip_grad_norm_(weights, largest))
+    return nn.utils.clip_grad_norm_(weights, largest)
 
 
 def values(weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

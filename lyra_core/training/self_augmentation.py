@@ -7,6 +7,7 @@ cameras and what it has to paint are the true ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -51,11 +52,24 @@ def spoil(
     sample: Sample, window: Window, model: Model, encoders: Encoders, recipe: Recipe, generator: torch.Generator
 ) -> tuple[Sample, Tensor]:
     """Stage A: the sample with the window painted by the network, and the latents (16, T, h, w) up to the window's end."""
-    codec, layout = encoders.codec, recipe.layout
-    sample = prepared(sample, codec, recipe)
+    sample = prepared(sample, encoders.codec, recipe)
     shown = example(sample, window, encoders, recipe, generator)
-    timestep = nearest_timestep(max(1.0, draw_timestep(recipe.shift, generator) * recipe.highest // 1), recipe.shift)
+    timestep = spoiling_timestep(recipe, generator)
     guess = one_step(model, shown, timestep, torch.randn(shown.target.shape, generator=generator))
+    return painted_over(sample, window, guess, encoders, recipe)
+
+
+def spoiling_timestep(recipe: Recipe, generator: torch.Generator) -> float:
+    """How far a chunk is noised before the network guesses it back."""
+    return nearest_timestep(max(1.0, draw_timestep(recipe.shift, generator) * recipe.highest // 1), recipe.shift)
+
+
+@torch.no_grad()
+def painted_over(
+    sample: Sample, window: Window, guess: Tensor, encoders: Encoders, recipe: Recipe
+) -> tuple[Sample, Tensor]:
+    """The sample, which is `prepared`, with a guess of latents (16, T, h, w) decoded over the window, and the latents up to its end."""
+    codec, layout = encoders.codec, recipe.layout
     before = sample.latents.stream[:, : recipe.still + layout.new_latents * window.segment]
     copied = recipe.still - 1 if recipe.copy_history else 0
     kept = before.shape[1] - copied
@@ -73,7 +87,13 @@ def one_step(model: Model, shown: Example, timestep: float, noise: Tensor) -> Te
 
     That is what the reference's solver makes in one step from there to 0; the network is told a whole timestep.
     """
-    sigma = timestep / TRAIN_STEPS
-    noisy = (1 - sigma) * shown.target + sigma * noise
-    velocity = model(noisy[None], torch.tensor([float(int(timestep))]), stack([shown.condition]))
-    return noisy - sigma * velocity[0].to(noisy)
+    return one_step_each(model, [shown], [timestep], noise[None])[0]
+
+
+def one_step_each(model: Model, shown: Sequence[Example], timesteps: Sequence[float], noise: Tensor) -> Tensor:
+    """The same for several examples at once; noise and guesses (B, 16, T, h, w)."""
+    clean = torch.stack([example.target for example in shown])
+    sigmas = (torch.tensor(timesteps) / TRAIN_STEPS).view(-1, 1, 1, 1, 1).to(clean)
+    noisy = (1 - sigmas) * clean + sigmas * noise.to(clean)
+    told = torch.tensor([float(int(timestep)) for timestep in timesteps])
+    return noisy - sigmas * model(noisy, told, stack([example.condition for example in shown])).to(noisy)

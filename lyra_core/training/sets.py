@@ -168,8 +168,8 @@ def read(folder: Path) -> list[Sample]:
     return samples
 
 
-def read_one(folder: Path, name: str) -> Sample:
-    """One video of a set."""
+def read_one(folder: Path, name: str, latents: bool = True) -> Sample:
+    """One video of a set, with its latents if they are there and wanted."""
     record, file = _record(folder / f"{name}{RECORD}"), folder / f"{name}{TENSORS}"
     if not file.is_file():
         raise SetError(f"{file}: is gone, but {name}{RECORD} says that it is there; make the video again")
@@ -185,7 +185,7 @@ def read_one(folder: Path, name: str) -> Sample:
     depths = dict(zip(tensors["known"].tolist(), tensors["depths"], strict=True))
     with files.reading(file):
         sample = Sample(name, tensors["frames"], cameras, depths, {int(first): text for first, text in record["captions"].items()})
-    return replace(sample, latents=_latents(folder / f"{name}{LATENTS}"))
+    return replace(sample, latents=_latents(folder / f"{name}{LATENTS}") if latents else None)
 
 
 def _latents(file: Path) -> CleanLatents | None:

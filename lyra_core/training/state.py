@@ -72,9 +72,15 @@ def restore(
             weight.copy_(state.weights[name])
             if f"{name}/step" in state.moments:
                 optimiser.state[weight] = {
-                    moment: state.moments[f"{name}/{moment}"].to("cpu" if moment == "step" else weight.device, copy=True)
+                    moment: state.moments[f"{name}/{moment}"].to(_place(moment, weight, optimiser), copy=True)
                     for moment in MOMENTS
                 }
+
+
+def _place(moment: str, weight: Tensor, optimiser: torch.optim.Optimizer):
+    """An optimiser that works in one kernel counts its steps beside its weights, any other on the processor."""
+    beside = any(optimiser.defaults.get(how) for how in ("fused", "capturable"))
+    return weight.device if moment != "step" or beside else "cpu"
 
 
 def save(state: State, path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from math import hypot
 from pathlib import Path
@@ -46,7 +47,8 @@ Scores = dict[str, list[float]]
 
 
 def ablation() -> Iterator[Result]:
-    codec, films, painter, release, scoring = (import_module(f"train.{n}") for n in ("codec", "films", "painter", "release", "scoring"))
+    parts = ("codec", "films", "painter", "release", "scoring")
+    codec, films, painter, release, scoring = (import_module(f"train.{part}") for part in parts)
     contracts = import_module("lyra_core.training.contracts")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     folder = Path(os.environ.get("LYRA2_TINY", "output/lyra_tiny"))
@@ -89,18 +91,11 @@ def trained(folder: Path, name: str, recipe, samples, encoders, steps: int, reco
     if record["transformer_steps"]:
         painter.put_back(folder / "transformer.training.safetensors", network)
     file = folder / f"ablation-{name.replace(' ', '-')}.training.safetensors"
-    return painter.train(
-        file,
-        network,
-        samples,
-        encoders,
-        steps,
-        recipe,
-        record["seed"] + 1,
-        record["batch"],
-        record["examples"],
-        say=lambda text: print(f"{name}: {text}", flush=True),
-    )
+    course = painter.Course(steps, record["batch"], record["examples"], record["examples"], seed=record["seed"] + 1)
+    names = [sample.name for sample in samples]
+    with import_module("train.sights").Makers(folder / "films", names, recipe, course.seed, 0, 0, folder / "sights") as makers:
+        say = partial(print, f"{name}:", flush=True)
+        return painter.train(file, network, makers, samples, encoders, course, recipe, say)
 
 
 def scores(model, encoders, recipe, kept: list, long: list, scoring) -> tuple[Scores, dict[str, list[list[float]]]]:

@@ -253,8 +253,15 @@ class TrainingCodec:
         context = frames[:0] if before is None else before[-(1 + reach) :]
         video = torch.cat([context.to(frames), frames]).movedim(-1, 0)[None].to(self.network.conv1.weight)
         with torch.autocast(video.device.type, torch.bfloat16):
-            latents = Wan21().process_in(encode(self.network, video).float().cpu())[0]
+            latents = Wan21().process_in(encode(self.network, video).float())[0].to(frames.device)
         return latents[:, -(len(frames) // FRAMES) :] if len(context) else latents
+
+    @torch.no_grad()
+    def encode_each(self, videos: Tensor) -> Tensor:
+        """(B, 16, T, h, w) of videos (B, F, H, W, 3) of their own."""
+        whole = videos.movedim(-1, 1).to(self.network.conv1.weight)
+        with torch.autocast(whole.device.type, torch.bfloat16):
+            return Wan21().process_in(encode(self.network, whole).float()).to(videos.device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, before: Tensor | None = None) -> Tensor:
@@ -262,5 +269,5 @@ class TrainingCodec:
         context = latents[:, :0] if before is None else before[:, -(1 + decoder_reach(self.network)) :]
         whole = Wan21().process_out(torch.cat([context.to(latents), latents], 1)[None]).to(self.network.conv1.weight)
         with torch.autocast(whole.device.type, torch.bfloat16):
-            frames = decode(self.network, whole)[0].float().movedim(0, -1).cpu()
+            frames = decode(self.network, whole)[0].float().movedim(0, -1).to(latents.device)
         return frames[-FRAMES * latents.shape[1] :] if context.shape[1] else frames

@@ -39,6 +39,7 @@ EYES = (1.3, 1.7)  # the camera's height over the ground
 FOCAL = 0.7  # focal length over the picture's width: 71 degrees across
 LIGHT = (0.82, 1.0, 0.68)  # how bright faces across x, y, z are
 RAYS = 1 << 17  # traced at a time; more would only leave the cache
+RAYS_ON_GPU = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -215,15 +216,15 @@ def render(scenes: Sequence[Scene], cameras: Sequence[Cameras], samples: int = 2
 
     Depth is that of a pixel's centre; its colour is the mean of samples x samples rays through it.
     """
-    pictures, depths = zip(*(_frames(*pair, samples, device) for pair in _in_parts(scenes, cameras)), strict=True)
+    pictures, depths = zip(*(_frames(*pair, samples, device) for pair in _in_parts(scenes, cameras, device)), strict=True)
     frames = len(cameras[0])
     return torch.cat(pictures, 1)[:, :frames], torch.cat(depths, 1)[:, :frames]
 
 
-def _in_parts(scenes, cameras):
-    """The same scenes with some of their frames each, few enough to stay in the cache."""
+def _in_parts(scenes, cameras, device):
+    """The same scenes with some of their frames each, few enough to stay in the cache, or to fit a GPU."""
     height, width = cameras[0].size
-    step = max(1, RAYS // (height * width * len(scenes)))
+    step = max(1, (RAYS_ON_GPU if str(device).startswith("cuda") else RAYS) // (height * width * len(scenes)))
     for start in range(0, len(cameras[0]), step):
         yield scenes, [some[start : start + step] for some in cameras]
 

@@ -1,0 +1,187 @@
+"""What geometry says of windows of films, made ahead by processes of their own: `python -m train.sights FOLDER`, told on stdin.
+
+Sight number n follows from seed, recipe and n alone. Each is a safetensors file that is taken away when it is read, so that
+the makers stay a little ahead of the training, no more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from lyra_core.conditioning.framepack import FramePackLayout
+from lyra_core.conditioning.history import Guides
+from lyra_core.training import sets
+from lyra_core.training.examples import Sight, draw_window, sighted
+from lyra_core.training.recipe import Recipe
+from lyra_core.training.sample import Sample, Window
+from lyra_core.training.self_augmentation import Kind, kind_of
+
+ROOT = Path(__file__).resolve().parents[2]
+AHEAD = 24  # files that a process leaves unread before it waits
+WAIT = 0.02  # seconds between two looks
+PATIENCE = 120.0  # seconds without a sight after which a training gives up
+
+
+@dataclass(frozen=True)
+class Job:
+    """An example to make: of which film and kind, and its window; of one to be spoilt that window and the one after."""
+
+    number: int
+    film: int
+    kind: Kind
+    sights: tuple[Sight, ...]
+
+
+def job(samples: Sequence[Sample], recipe: Recipe, seed: int, number: int) -> Job:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    kind = kind_of(number, recipe, generator)
+    film = int(torch.randint(len(samples), (), generator=generator))
+    sample = samples[film]
+    if kind == "photo":
+        return Job(number, film, kind, (sighted(sample, sample.windows(recipe.chunk, 1)[0], recipe, generator, photo_only=True),))
+    window = draw_window(sample, recipe, generator, room=int(kind == "spoilt"))
+    windows = [window]
+    if kind == "spoilt":
+        windows.append(Window(window.segment + 1, window.first + window.count, window.count))
+    return Job(number, film, kind, tuple(sighted(sample, window, recipe, generator) for window in windows))
+
+
+# --------------------------------------------------------------------------------------------------------------- as files
+
+
+def write(made: Job, path: Path) -> None:
+    tensors, told = {}, {"number": made.number, "film": made.film, "kind": made.kind, "sights": []}
+    for place, sight in enumerate(made.sights):
+        parts = {"rays": sight.guides.rays, "correspondences": sight.guides.correspondences, "warped": sight.warped}
+        tensors |= {f"{place}/{name}": part.to(torch.bfloat16).contiguous() for name, part in parts.items()}
+        tensors[f"{place}/remembered"] = sight.remembered.contiguous()
+        told["sights"].append({"window": asdict(sight.window), "retrieved": sight.retrieved, "caption": sight.caption})
+    part = path.with_suffix(".part")
+    save_file(tensors, part, {"job": json.dumps(told)})
+    os.replace(part, path)
+
+
+def read(path: Path) -> Job:
+    with safetensors.safe_open(path, "pt") as file:
+        told = json.loads(file.metadata()["job"])
+    tensors, found = load_file(path), []
+    for place, sight in enumerate(told["sights"]):
+        rays, correspondences, warped, remembered = (
+            tensors[f"{place}/{name}"] for name in ("rays", "correspondences", "warped", "remembered")
+        )
+        window = Window(**sight["window"])
+        found.append(Sight(window, sight["retrieved"], Guides(rays, correspondences), warped, remembered, sight["caption"]))
+    return Job(told["number"], told["film"], told["kind"], tuple(found))
+
+
+class _Films(Sequence):
+    """The videos of a set by number, each read when it is asked for, and waited for if it is still being made."""
+
+    def __init__(self, folder: Path, names: Sequence[str]):
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> Sample:
+        began, record = time.monotonic(), self.folder / f"{self.names[number]}{sets.RECORD}"
+        while not record.exists() and time.monotonic() - began < PATIENCE:
+            time.sleep(WAIT)
+        return sets.read_one(self.folder, self.names[number], latents=False)
+
+
+# ------------------------------------------------------------------------------------------------------------ in processes
+
+
+class Makers:
+    """So many processes that make the sights `first`, first + 1, ... of the films of a folder; none: they are made when asked for."""
+
+    def __init__(self, films: Path, names: Sequence[str], recipe: Recipe, seed: int, first: int, processes: int, folder: Path):
+        self.samples, self.recipe, self.seed, self.next, self.folder = _Films(films, names), recipe, seed, first, folder
+        self.processes = []
+        if processes:
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in (*folder.glob("*.safetensors"), *folder.glob("*.part")):
+                old.unlink()
+        told = {"films": str(films), "names": list(names), "recipe": as_json(recipe), "seed": seed, "every": processes}
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
+        alone = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-m", "train.sights", str(folder)]
+        for place in range(processes):
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **alone}, text=True)
+            self.processes.append(process)
+            process.stdin.write(json.dumps({**told, "first": first + place}))
+            process.stdin.close()
+
+    def ready(self, count: int = 1) -> bool:
+        """Whether so many are there, or are to be made here."""
+        return not self.processes or all(self._path(self.next + i).exists() for i in range(count))
+
+    def take(self) -> Job:
+        """The next one, waited for if need be; RuntimeError if it does not come."""
+        began = time.monotonic()
+        while not self.ready():
+            if any(process.poll() is not None for process in self.processes) or time.monotonic() - began > PATIENCE:
+                raise RuntimeError(f"sight {self.next} does not come; what the processes printed says why")
+            time.sleep(WAIT)
+        number, self.next = self.next, self.next + 1
+        if not self.processes:
+            return job(self.samples, self.recipe, self.seed, number)
+        found = read(self._path(number))
+        self._path(number).unlink()
+        return found
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:08d}.safetensors"
+
+    def __enter__(self) -> Makers:
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+        for left in (*self.folder.glob("*.safetensors"), *self.folder.glob("*.part")) if self.processes else ():
+            left.unlink()
+
+
+def as_json(recipe: Recipe) -> dict:
+    return {field.name: getattr(recipe, field.name) for field in fields(recipe)} | {"layout": str(recipe.layout)}
+
+
+def of_json(told: Mapping) -> Recipe:
+    corruption = told["corruption"] and tuple(told["corruption"])
+    return Recipe(**{**told, "layout": FramePackLayout.parse(told["layout"]), "corruption": corruption})
+
+
+def main(folder: Path) -> None:
+    """Make every so many-th sight until the process that asked is gone."""
+    asked, parent, mine = json.load(sys.stdin), os.getppid(), []
+    torch.set_num_threads(1)
+    films, recipe = _Films(Path(asked["films"]), asked["names"]), of_json(asked["recipe"])
+    number = asked["first"]
+    while os.getppid() == parent:
+        mine = [path for path in mine if path.exists()] if len(mine) >= AHEAD else mine
+        if len(mine) >= AHEAD:
+            time.sleep(WAIT)
+            continue
+        path = folder / f"{number:08d}.safetensors"
+        write(job(films, recipe, asked["seed"], number), path)
+        mine.append(path)
+        number += asked["every"]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
