@@ -416,7 +416,7 @@ def test_the_bias_reaches_queries_and_keys_but_no_value(build, size):
         layer.bias.mul_(size)
     x, bias = random(2, 7, 96, seed=1) * size, random(2, 7, 96, seed=2) * size
     positions = random(1, 7, 3, seed=3).abs() * 9
-    found = attention(x, (network.rope(positions), bias))
+    found = attention(x, (network.rope(positions), lambda tokens: tokens + bias))
 
     angles = slow_angles(positions[0].double(), 32).float()
     heads = []

@@ -35,8 +35,8 @@ import test_token_split as tests
 conftest.load_tool("host").boot(Path("{folder}"))
 from lyra_core.models import lyra2, token_split
 seen = []
-attend = token_split.attention.self_attention
-token_split.attention.self_attention = lambda q, k, v, heads, options: seen.append((q.shape[1], heads)) or attend(q, k, v, heads, options)
+attend = token_split.attend_alone
+token_split.attend_alone = lambda q, k, v, heads, options: seen.append((q.shape[1], heads)) or attend(q, k, v, heads, options)
 block = lyra2.Lyra2Block.forward
 lyra2.Lyra2Block.forward = lambda self, x, *args, **named: seen.append(x.shape[1]) or block(self, x, *args, **named)
 assert token_split.join()
@@ -127,11 +127,11 @@ def test_every_token_is_somebody_s(comfy_host):
 
 
 def test_one_gpu_has_nothing_of_it(comfy_host):
-    from lyra_core.models import attention, lyra2, token_split
+    from lyra_core.models import lyra2, token_split
 
     before = lyra2.Lyra2Model.run_blocks
     assert token_split.join({}) is False and not torch.distributed.is_initialized()
-    assert lyra2.Lyra2Model.run_blocks is before and lyra2.GuidedSelfAttention.attend is attention.self_attention
+    assert lyra2.Lyra2Model.run_blocks is before and lyra2.GuidedSelfAttention.attend is token_split.attend_alone
     assert "LYRA2_RANK" not in os.environ
 
 

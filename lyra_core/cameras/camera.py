@@ -47,8 +47,8 @@ class Cameras:
 
     @property
     def c2w(self) -> Tensor:
-        """(F, 4, 4) camera-to-world."""
-        return torch.linalg.inv(self.w2c)
+        """(F, 4, 4) camera-to-world, on every device the processor's, to the last bit."""
+        return torch.linalg.inv(self.w2c.cpu()).to(self.w2c.device)
 
     @property
     def centers(self) -> Tensor:
@@ -244,12 +244,26 @@ def pixel_grid(size: tuple[int, int], device=None) -> Tensor:
     return torch.stack([u, v, torch.ones_like(u)], -1).float()
 
 
+def product(A: Tensor, B: Tensor) -> Tensor:
+    """A (..., M, 3) @ B (..., 3, N), on every device rounded as on a processor: fused multiplications and additions in order.
+
+    A warp tells points on an exact pixel from those beside it, so the last bit decides what is seen.
+    """
+    if A.device.type == "cpu":
+        return A @ B
+    total = A[..., :1] * B[..., :1, :]
+    for k in (1, 2):  # a product of two floats is exact in double precision
+        exact = A[..., k : k + 1].double() * B[..., k : k + 1, :].double()
+        total = exact.add_(total).to(total.dtype)
+    return total
+
+
 def unproject(depth: Tensor, cameras: Cameras) -> Tensor:
     """World points (F, H, W, 3) seen at each pixel; depth (F, H, W) is along z."""
-    rays = pixel_grid(cameras.size, depth.device) @ cameras.K_inverse.mT[:, None]
+    rays = product(pixel_grid(cameras.size, depth.device), cameras.K_inverse.mT[:, None])
     local = rays * depth[..., None]
     c2w = cameras.c2w
-    return local @ c2w[:, None, :3, :3].mT + c2w[:, None, None, :3, 3]
+    return product(local, c2w[:, None, :3, :3].mT) + c2w[:, None, None, :3, 3]
 
 
 def project(points: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ from ..cameras.camera import Cameras, unproject
 SAME_SURFACE = 0.05  # relative disparity over a cell, or by which a surface may bend at one, that still is one surface
 OVERLAP = 0.02  # of a patch's sides: neighbours are parallelograms, the cells between them not quite
 NEAREST = 1e-3  # scene units before a camera from which on a patch is seen
-BLOCK = 2**17  # patches, and pixels that they may cover, computed at once
+BLOCK = 2**17  # patches, and pixels that they may cover, computed at once: what stays in a processor's cache
+BLOCK_ON_GPU = 2**22  # there what costs time is to begin
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,16 @@ def draw(patches: Patches, camera: Cameras) -> Tensor:
     disparity = patches.corner.new_zeros(height * width)
     matrix = camera.K[0] @ camera.w2c[0, :3, :3]
     offset = (camera.K[0] @ camera.w2c[0, :3, 3:]).to(matrix)
-    for start in range(0, len(patches), BLOCK):
-        some = slice(start, start + BLOCK)
+    block = BLOCK if disparity.device.type == "cpu" else BLOCK_ON_GPU
+    for start in range(0, len(patches), block):
+        some = slice(start, start + block)
         corner = (matrix @ patches.corner[:, some]).add_(offset)
-        _draw(corner, matrix @ patches.across[:, some], matrix @ patches.down[:, some], (height, width), disparity)
+        _draw(corner, matrix @ patches.across[:, some], matrix @ patches.down[:, some], (height, width), disparity, block)
     return torch.where(disparity > 0, 1 / disparity.clamp_min(1e-12), 0.0).view(height, width)
 
 
-def _draw(corner: Tensor, across: Tensor, down: Tensor, size: tuple[int, int], disparity: Tensor) -> None:
-    """Into `disparity` (H * W,): patches (3, N) in homogeneous pixels, so that row 2 is the depth."""
+def _draw(corner: Tensor, across: Tensor, down: Tensor, size: tuple[int, int], disparity: Tensor, block: int) -> None:
+    """Into `disparity` (H * W,): patches (3, N) in homogeneous pixels, so that row 2 is the depth; `block` pixels at once."""
     first, sides = _boxes(corner, across, down, size)
     some = ((sides[0] > 0) & (sides[1] > 0)).nonzero()[:, 0]
     if not len(some):
@@ -98,7 +100,7 @@ def _draw(corner: Tensor, across: Tensor, down: Tensor, size: tuple[int, int], d
     count = sides[0] * sides[1]
     ends = count.cumsum(0)
     # parts that cover about a block of pixels each; told to the processor at once, because a GPU's answer takes its time
-    steps = torch.arange(BLOCK, max(BLOCK, int(ends[-1])), BLOCK, device=ends.device)
+    steps = torch.arange(block, max(block, int(ends[-1])), block, device=ends.device)
     bounds = F.pad(torch.searchsorted(ends, steps), (1, 1))
     bounds[-1] = len(some)
     told = torch.stack([bounds, F.pad(ends, (1, 0))[bounds]], 1).tolist()

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras.camera import Cameras, unproject
+from ..cameras.camera import Cameras, product, unproject
 
 FAR = 1e4  # scene units; deeper values and NaN count as this far away, as in the reference
 CONTINUITY = 0.05  # relative depth range of a 5x5 window above which a pixel is not warped
@@ -125,11 +125,11 @@ def _on_gpu(points: Points, xyz: Tensor, cameras: Cameras, batch: int, wanted: l
 def _splat_together(xyz: Tensor, values: Tensor, cameras: Cameras, steepness: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features, depth and mask of V views of points (3, N) with rows (N, C + 2) of features, place for a depth, and 1."""
     (height, width), count = cameras.size, len(cameras)
-    local = (cameras.w2c[:, :3, :3] @ xyz).add_(cameras.w2c[:, :3, 3:])
+    local = product(cameras.w2c[:, :3, :3], xyz).add_(cameras.w2c[:, :3, 3:])
     z = local[:, 2]
     ahead = z.clamp_min(0)
     nearness = ahead.log1p().mul_(-steepness.to(ahead)).clamp_min_(-80).exp_().mul_(ahead.sign())
-    x, y = (cameras.K[:, :2] @ local).div_((z + 1e-7)[:, None]).add_(1).nan_to_num_().unbind(1)
+    x, y = product(cameras.K[:, :2], local).div_((z + 1e-7)[:, None]).add_(1).nan_to_num_().unbind(1)
     x.clamp_(0, width + 1)
     y.clamp_(0, height + 1)
     rows = values.expand(count, *values.shape).clone()

@@ -1,12 +1,14 @@
-"""Self-attention by the fastest kernel of torch's, where the host leaves the kernel to torch.
+"""Attention by the fastest kernel of torch's, where the host leaves the kernel to torch.
 
-The host puts FlashAttention 2 first. On Hopper cuDNN's is a third faster for a chunk's tokens, elsewhere it may be slower or
-missing; so each device, precision and size is measured once, when it first comes.
+The host puts FlashAttention 2 first. On Hopper cuDNN's is a third faster for a chunk's tokens, and a tenth faster again without
+the last keys that fill no tile; elsewhere it may be slower or missing. So each device, precision and size is measured once, when
+it first comes.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from math import inf, prod
 
 import torch
@@ -16,52 +18,85 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 TRIES = 2  # of each kernel, after one to warm up
-WORTHWHILE = 2**24  # products of queries and keys from which on a measurement pays
+WORTHWHILE = 2**23  # products of queries and keys from which on a measurement pays
+TILE = 128  # keys that cuDNN takes at a time
+OVERRIDE = "optimized_attention_override"  # where the host lets nodes put an attention of their own
 
 log = logging.getLogger(__name__)
-_faster: dict[tuple, bool] = {}  # device, precision, size and heads -> whether cuDNN was faster there
+Kernel = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+_fastest: dict[tuple, Kernel] = {}  # device, precision, sizes and heads -> what was fastest there
 
 
-def self_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: dict) -> Tensor:
-    """(B, L, heads * width) of queries, keys and values of that shape: the host's attention, or cuDNN's where it is faster."""
-    if _free_to_choose(q, transformer_options) and _cudnn_is_faster(q, k, v, heads):
-        return by_cudnn(q, k, v, heads)
-    return host.optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options)
+def free_to_choose(transformer_options: dict, tokens: Tensor) -> dict:
+    """The same options; on a GPU with a choice of ours where nobody chose: no flag of the host's, no node, no compiler."""
+    nobody = host.optimized_attention is host.attention_pytorch and OVERRIDE not in transformer_options
+    if not (nobody and tokens.is_cuda) or torch.compiler.is_compiling():
+        return transformer_options
+    return {**transformer_options, OVERRIDE: fastest}
 
 
-def _free_to_choose(q: Tensor, transformer_options: dict) -> bool:
-    """Whether nobody chose a kernel: no flag of the host's, no node, no compiler; and whether there is one to choose."""
+def fastest(theirs: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options) -> Tensor:
+    """The host's contract of an override: (B, L, heads * width) of queries so, keys and values (B, S, heads * width)."""
+    if mask is not None or not _worth_a_choice(q, k):
+        return theirs(q, k, v, heads=heads, mask=mask, **options)
+    return _chosen(q, k, v, heads)(q, k, v, heads)
+
+
+def _worth_a_choice(q: Tensor, k: Tensor) -> bool:
     return (
-        host.optimized_attention is host.attention_pytorch
-        and "optimized_attention_override" not in transformer_options
-        and q.is_cuda
+        q.is_cuda
+        and q.ndim == 3
         and q.dtype in (torch.float16, torch.bfloat16)
         and not (torch.is_grad_enabled() and q.requires_grad)
-        and not torch.compiler.is_compiling()
-        and prod(q.shape[:2]) * q.shape[1] >= WORTHWHILE
+        and prod(q.shape[:2]) * k.shape[1] >= WORTHWHILE
     )
 
 
+def _chosen(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Kernel:
+    """Measured on these very tensors, because a card that is full of weights has no room for others."""
+    kind = (q.device, q.dtype, tuple(q.shape), k.shape[1], heads)
+    if kind not in _fastest:
+        times = {by_host: milliseconds(lambda: by_host(q, k, v, heads))}
+        for kernel in (by_cudnn, in_tiles) if k.shape[1] % TILE and k.shape[1] > TILE else (by_cudnn,):
+            try:
+                times[kernel] = milliseconds(lambda kernel=kernel: kernel(q, k, v, heads))
+            except RuntimeError as reason:  # no kernel for this card, this torch or this width, or no memory for it
+                log.info("no attention %s for %s: %s", kernel.__name__, kind, reason)
+                times[kernel] = inf
+        told = ", ".join(f"{took:.1f} ms {kernel.__name__}" for kernel, took in times.items())
+        log.info("attention of %s: %s", kind, told)
+        _fastest[kind] = min(times, key=times.get)
+    return _fastest[kind]
+
+
+def by_host(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    return host.attention_pytorch(q, k, v, heads=heads)
+
+
 def by_cudnn(q: Tensor, k: Tensor, v: Tensor, heads: int, kernel: SDPBackend = SDPBackend.CUDNN_ATTENTION) -> Tensor:
-    """As `self_attention`, by this kernel of torch's; RuntimeError where it can't."""
-    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    """By this kernel of torch's; RuntimeError where it can't."""
+    q, k, v = _by_heads(heads, q, k, v)
     with sdpa_kernel(kernel):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def _cudnn_is_faster(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
-    """Measured on these very tensors, because a card that is full of weights has no room for others."""
-    kind = (q.device, q.dtype, tuple(q.shape), heads)
-    if kind not in _faster:
-        theirs = milliseconds(lambda: host.attention_pytorch(q, k, v, heads=heads))
-        try:
-            ours = milliseconds(lambda: by_cudnn(q, k, v, heads))
-        except RuntimeError as reason:  # no kernel for this card, this torch or this width, or no memory for it
-            log.info("no attention by cuDNN for %s: %s", kind, reason)
-            ours = inf
-        log.info("attention of %s: %.1f ms by cuDNN, %.1f ms by the host's first choice", kind, ours, theirs)
-        _faster[kind] = ours < theirs
-    return _faster[kind]
+def cudnn_sums(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention (B, H, L, W) by cuDNN, and the logarithms (B, H, L) of what its weights were divided by."""
+    out, sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)
+    return out, sums.view(out.shape[:3])
+
+
+def in_tiles(q: Tensor, k: Tensor, v: Tensor, heads: int, kernel: Callable = cudnn_sums) -> Tensor:
+    """By cuDNN for as many keys as fill whole tiles and for the rest apart, brought together by what their weights sum to."""
+    whole = k.shape[1] - k.shape[1] % TILE
+    q, k, v = _by_heads(heads, q, k, v)
+    (most, of_most), (rest, of_rest) = (kernel(q, k[:, :, part], v[:, :, part]) for part in (slice(whole), slice(whole, None)))
+    share = torch.sigmoid(of_rest - of_most)[..., None].to(most)
+    return torch.lerp(most, rest, share).transpose(1, 2).flatten(2)
+
+
+def _by_heads(heads: int, *tensors: Tensor) -> list[Tensor]:
+    return [x.unflatten(2, (heads, -1)).transpose(1, 2) for x in tensors]
 
 
 def milliseconds(run) -> float:

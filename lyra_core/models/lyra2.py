@@ -9,20 +9,22 @@ Weights keep the reference's names. Batches share one history, or bring as many 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from math import pi, prod
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from comfy.ldm.flux.math import apply_rope1
+from comfy.ldm.modules import attention
 from comfy.ldm.wan.model import WanAttentionBlock, WanModel, WanSelfAttention
-from comfy.model_management import supports_fp64
+from comfy.model_management import cast_to, supports_fp64
 from torch import Tensor, nn
 
 from ..conditioning.framepack import PATCH, FramePackLayout, Segment
 from ..conditioning.history import RAY_CHANNELS, SLOT_CHANNELS
-from .attention import self_attention
+from .attention import free_to_choose
 
 TEXT_TOKENS = 512  # the text is padded with zeros to exactly this length
 OCTAVES = 2  # sine and cosine at pi and 2 pi
@@ -80,18 +82,22 @@ class HistoryTokens(NamedTuple):
 class GuidedSelfAttention(WanSelfAttention):
     """Self-attention whose queries and keys, not values, also see a bias per token."""
 
-    attend = staticmethod(self_attention)  # where an engine that shares the tokens out puts its own
+    @staticmethod
+    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: dict) -> Tensor:
+        """The host's attention; where an engine that shares the tokens out puts its own."""
+        return attention.optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options)
 
-    def forward(self, x: Tensor, guide: tuple[Tensor, Tensor], transformer_options={}) -> Tensor:  # noqa: B006
-        rope, bias = guide
+    def forward(self, x: Tensor, guide: tuple[Tensor, Callable[[Tensor], Tensor]], transformer_options={}) -> Tensor:  # noqa: B006
+        """guide: the rotations of the tokens, and what adds the bias to them."""
+        rope, guided = guide
         batch, length = x.shape[:2]
-        guided = x + bias
+        towards = guided(x)
 
         def rotated(projected: Tensor) -> Tensor:
             return apply_rope1(projected.view(batch, length, self.num_heads, self.head_dim), rope)
 
-        q, k = rotated(self.norm_q(self.q(guided))), rotated(self.norm_k(self.k(guided)))
-        del guided  # as large as all the tokens
+        q, k = rotated(self.norm_q(self.q(towards))), rotated(self.norm_k(self.k(towards)))
+        del towards  # as large as all the tokens
         out = self.attend(q.flatten(2), k.flatten(2), self.v(x), self.num_heads, transformer_options)
         for patch in transformer_options.get("patches", {}).get("attn1_patch", []):
             out = patch({"x": out, "q": q, "k": k, "transformer_options": transformer_options})
@@ -140,9 +146,40 @@ class Lyra2Block(WanAttentionBlock):
         rays: Tensor,
         correspondences: Tensor,
     ):
-        """As the host's block; rays (B or 1, L, C) and correspondences (B or 1, L, rank) guide the self-attention."""
-        bias = self.cam_encoder(rays) + self.buffer_encoder[1](correspondences)
-        return super().forward(x, e, (freqs, bias), context, context_img_len, transformer_options)
+        """As the host's block; rays (B or 1, L, C) and correspondences (B or 1, L, rank) guide the self-attention.
+
+        The host's sums in fewer passes over the tokens: a norm, its scale and its shift at once, and what guides in one product.
+        """
+        shift, scale, gate, shift_2, scale_2, gate_2 = (cast_to(self.modulation, x.dtype, x.device)[:, None] + e).unbind(2)
+        guide = freqs, partial(self._guided, rays=rays, correspondences=correspondences)
+        x = torch.addcmul(x, self.self_attn(modulated(self.norm1, x, shift, scale), guide, transformer_options), gate)
+        x = x + self.cross_attn(self.norm3(x), context, context_img_len=context_img_len, transformer_options=transformer_options)
+        for patch in transformer_options.get("patches", {}).get("attn2_patch", []):
+            x = patch({"x": x, "transformer_options": transformer_options})
+        return torch.addcmul(x, self.ffn(modulated(self.norm2, x, shift_2, scale_2)), gate_2)
+
+    def _guided(self, x: Tensor, rays: Tensor, correspondences: Tensor) -> Tensor:
+        """x and what rays and correspondences add to it."""
+        layers = self.cam_encoder, self.buffer_encoder[1]
+        if len(x) > 1 or not all(is_plain(layer, x) for layer in layers):
+            return x + (layers[0](rays) + layers[1](correspondences))
+        told, weights = torch.cat([rays, correspondences], -1), torch.cat([layer.weight for layer in layers], 1)
+        return torch.addmm(x[0], told[0], weights.T)[None]
+
+
+def modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """shift + norm(x) (1 + scale), shift and scale (B, 1, dim): one pass where all tokens share them."""
+    if len(shift) > 1:
+        return torch.addcmul(shift, norm(x), 1 + scale)
+    return F.layer_norm(x, norm.normalized_shape, (1 + scale).flatten(), shift.flatten(), norm.eps)
+
+
+def is_plain(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer only multiplies by its weight as it lies there: not quantised, cast, offloaded, patched or listened to."""
+    host = (getattr(layer, name, ()) for name in ("comfy_cast_weights", "weight_function"))
+    others = (vars(layer).get(name) for name in ("forward", "_forward_hooks", "_forward_pre_hooks"))
+    weight = layer.weight
+    return not any((*host, *others)) and type(weight.data) is Tensor and (weight.dtype, weight.device) == (x.dtype, x.device)
 
 
 class Lyra2Model(WanModel):
@@ -285,6 +322,7 @@ class Lyra2Model(WanModel):
         self, tokens, modulation, rope, context, image_tokens, rays, correspondences, transformer_options, patch_args
     ) -> Tensor:
         """The transformer proper: all that is per token has the L tokens on axis 1, so an engine may split them."""
+        transformer_options = free_to_choose(transformer_options, tokens)
         patches, replaced = (transformer_options.get(key, {}) for key in ("patches", "patches_replace"))
         transformer_options["total_blocks"] = len(self.blocks)
         transformer_options["block_type"] = "double"

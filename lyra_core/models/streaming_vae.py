@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import comfy.cli_args
 import comfy.model_management
 import torch
-from comfy.ldm.wan.vae import CausalConv3d, Resample, WanVAE, count_cache_layers
+from comfy.ldm.wan.vae import CausalConv3d, Resample, RMS_norm, WanVAE, count_cache_layers
 from comfy.sd import VAE
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 FRAMES = 4  # per latent, after the first
 PAIR = 2  # latents that the host's network takes at a time
@@ -101,8 +103,9 @@ def decode(vae: VAE, latents: Tensor, stream: Stream) -> Iterator[Tensor]:
     """
     network = network_of(vae)
     for part in _in_groups(latents.movedim(1, 0), stream.decoder[0] is not None, PAIR, "latents"):
-        z = network.conv2(_alike(part.movedim(0, 1), vae))
-        frames = torch.cat(network.decoder(z, feat_cache=stream.decoder, feat_idx=[0]), 2)
+        with _channels_last(vae):
+            z = network.conv2(_alike(part.movedim(0, 1), vae))
+            frames = torch.cat(network.decoder(z, feat_cache=stream.decoder, feat_idx=[0]), 2)
         yield frames[0].movedim(0, -1).float()
 
 
@@ -111,14 +114,43 @@ def encode(vae: VAE, frames: Tensor, stream: Stream) -> Iterator[Tensor]:
     network = network_of(vae)
     for group in _in_groups(frames, stream.encoder[0] is not None, PAIR * FRAMES, "frames"):
         for part in group.split(PAIR):
-            features = network.encoder(_alike(part.movedim(-1, 0), vae), feat_cache=stream.encoder, feat_idx=[0])
-            if features is not None:  # nothing before the last part of a group
-                yield network.conv1(features).chunk(2, dim=1)[0][0].float().cpu()
+            with _channels_last(vae):
+                features = network.encoder(_alike(part.movedim(-1, 0), vae), feat_cache=stream.encoder, feat_idx=[0])
+                latents = network.conv1(features).chunk(2, dim=1)[0][0] if features is not None else None
+            if latents is not None:  # nothing before the last part of a group
+                yield latents.float().cpu()
 
 
 def _alike(part: Tensor, vae: VAE) -> Tensor:
     """A batch of one where the network is, in one memory order for all: convolutions round differently in another."""
-    return part[None].to(vae.device, vae.vae_dtype).contiguous()
+    order = torch.channels_last_3d if _rounds(vae) else torch.contiguous_format
+    return part[None].to(vae.device, vae.vae_dtype).contiguous(memory_format=order)
+
+
+def _rounds(vae: VAE) -> bool:
+    """Whether the network computes in half precision on a GPU, whose units want channels last and turn everything else round."""
+    return vae.device.type == "cuda" and vae.vae_dtype in (torch.float16, torch.bfloat16)
+
+
+class _Norm(RMS_norm):
+    """The host's norm in one pass over memory, with less rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = x.movedim(1, -1)
+        return F.rms_norm(last, last.shape[-1:], self.gamma.flatten().to(x), 1e-24 / last.shape[-1]).movedim(-1, 1)
+
+
+@contextmanager
+def _channels_last(vae: VAE) -> Iterator[None]:
+    """The network with norms that go along with channels last, for as long as it is called from here."""
+    norms = [layer for layer in network_of(vae).modules() if type(layer) is RMS_norm] if _rounds(vae) else []
+    try:
+        for layer in norms:
+            layer.__class__ = _Norm
+        yield
+    finally:
+        for layer in norms:
+            layer.__class__ = RMS_norm
 
 
 def _in_groups(items: Tensor, started: bool, size: int, name: str) -> Iterator[Tensor]:

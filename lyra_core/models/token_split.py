@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import attention
 from .lyra2 import GuidedSelfAttention, Lyra2Model
 
 log = logging.getLogger(__name__)
@@ -84,13 +83,16 @@ def agree(tokens: Tensor) -> None:
         raise RuntimeError("the GPUs are not at the same step of the workflow; begin again with a world that none of them has open")
 
 
+attend_alone = GuidedSelfAttention.attend  # as it is before `join`
+
+
 def attend_together(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: dict) -> Tensor:
     """Self-attention of all tokens, of which this process has a share (B, l, heads * width)."""
     sizes = transformer_options[SHARES]
     ranks, (batch, own, width) = len(sizes), q.shape
     there, back = ([(batch, size, width // ranks) for size in lengths] for lengths in (sizes, [own] * ranks))
     q, k, v = (torch.cat(swap(x.chunk(ranks, 2), there), 1) for x in (q, k, v))
-    out = attention.self_attention(q, k, v, heads // ranks, transformer_options)
+    out = attend_alone(q, k, v, heads // ranks, transformer_options)
     return torch.cat(swap(out.split(sizes, 1), back), 2)
 
 

@@ -195,9 +195,10 @@ def beside_wan(config, size, device, dtype, weights=None, override=None, compile
     name = "model: " + ", ".join(how + ["compiled"] * compiled)
     given, length = inputs(config, size, device, dtype), token_count(config, size)
     on_gpu = torch.device(device).type == "cuda"
+    operations = comfy.ops.manual_cast if weights else comfy.ops.disable_weight_init  # as the host chooses them
 
     def lyra() -> tuple[float, float, list[Result]]:
-        network = built(Lyra2Model, config, device, dtype, weights)
+        network = built(Lyra2Model, config, device, dtype, weights, operations)
         history, run = network.encode(given.maps), torch.compile(network) if compiled else network
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
@@ -207,7 +208,7 @@ def beside_wan(config, size, device, dtype, weights=None, override=None, compile
         return step, peak, list(savings(network, given, step, device, repeats)) if first else []
 
     def wan() -> float:
-        network = built(WanModel, wan_config(config), device, dtype, weights)
+        network = built(WanModel, wan_config(config), device, dtype, weights, operations)
         run = torch.compile(network) if compiled else network
         return timed(lambda: given.run_wan(run, length, override), device, repeats)
 
