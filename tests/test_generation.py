@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from contextlib import suppress
+import threading
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -382,6 +383,33 @@ def test_depth_without_a_scale_is_replaced_by_the_memory_s_with_a_word_and_ends_
         if depth_of is jumps:
             assert "no scale" in report and "memory's own depth" in report and report in caplog.text
     assert all(torch.equal(ours, memorys) for ours, memorys in zip(*depths, strict=True))
+
+
+def test_on_a_gpu_geometry_is_looked_up_beside_what_is_done_meanwhile(loop, monkeypatch):
+    seen, stream = {}, SimpleNamespace(wait_stream=lambda other: seen.update(waited=other))
+    monkeypatch.setattr(loop.generation, "_second_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the first")
+    monkeypatch.setattr(torch.cuda, "stream", lambda given: nullcontext(seen.update(stream=given)))
+    gpu, release = torch.device("cuda"), threading.Event()
+
+    def work():
+        assert release.wait(30)
+        return threading.current_thread(), torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    for mode in (True, False):
+        release.clear()
+        with torch.inference_mode(mode), loop.generation.beside(gpu, work) as found:
+            assert not found.done()
+            release.set()
+        thread, inference, grad = found.result()
+        assert thread is not threading.current_thread() and inference is mode and not grad
+    assert seen == {"waited": "the first", "stream": stream}
+    with loop.generation.beside(gpu, lambda: 1 / 0) as found:
+        pass
+    with pytest.raises(ZeroDivisionError):
+        found.result()
+    with loop.generation.beside(torch.device("cpu"), threading.current_thread) as found:
+        assert found.result() is threading.current_thread()
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.4, -2.0])

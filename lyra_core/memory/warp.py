@@ -232,8 +232,8 @@ def _corners(xyz: Tensor, some: slice, desk: _Desk, values: Tensor, camera: Came
     torch.sub(pixels, high, out=high).add_(1)
     low[1].mul_(nearness)
     high[1].mul_(nearness)
-    for product, x, y in zip(products, (low[0], high[0]) * 2, (low[1], low[1], high[1], high[1]), strict=True):
-        torch.mul(x, y, out=product)
+    for weight, x, y in zip(products, (low[0], high[0]) * 2, (low[1], low[1], high[1], high[1]), strict=True):
+        torch.mul(x, y, out=weight)
     # torch interleaves integers several times faster than floats
     torch.stack(products.view(torch.int32).unbind(), 1, out=desk.weights[some].view(torch.int32))
 

@@ -8,7 +8,7 @@ it first comes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import inf, prod
 
 import torch

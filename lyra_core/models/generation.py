@@ -6,8 +6,10 @@ plan -> pack -> (the host samples) -> grow -> plan -> ...
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
 
 import comfy.clip_vision
 import comfy.model_management
@@ -27,7 +29,7 @@ from ..world import control
 from ..world.world import ChunkPlan, Latents, World, append, keyframe_ids, to_uint8, warped_views
 from . import streaming_vae
 from .depth_estimators import MemoryEstimator
-from .devices import geometry_device
+from .devices import PROCESSOR, geometry_device
 from .streaming_vae import FRAMES, PAIR, Stream
 
 STILL = 25  # latents of the photo, repeated, that stand for the time before a world's first chunk
@@ -158,26 +160,30 @@ def grow(
     frames, kept = [], {}
 
     def collect(decoded: Tensor) -> None:
-        for picture in decoded:
-            frame = plan.first_frame + len(frames)
-            frames.append(to_uint8(picture * 0.5 + 0.5)[None])
+        pictures = to_uint8(decoded * 0.5 + 0.5)  # before they come to the processor: a quarter of the bytes
+        for frame, picture in enumerate(decoded, plan.first_frame + len(frames)):
             if frame in ids:
                 # a view would keep its neighbours too, and other strides than those of a reopened world round differently
-                kept[frame] = picture.clone(memory_format=torch.contiguous_format)
-        on_step(len(frames) // len(decoded), steps, frames[-1][0])
+                kept[frame] = picture.cpu().clone(memory_format=torch.contiguous_format)
+        frames.extend(pictures.split(1))
+        on_step(len(frames) // len(decoded), steps, pictures[-1])
 
-    remembered = streaming_vae.advance(vae, latents, stream, collect)
+    # nothing may make room for it: the VAE is there now
+    device = geometry_device(world.size, make_room=False)
+    with beside(device, lambda: (invented(world, plan.target, device), _known_depth(world, plan, ids, device))) as looked_up:
+        remembered = streaming_vae.advance(vae, latents, stream, collect)
+    outside, known = looked_up.result()
     if not torch.isfinite(remembered).all():
         raise ValueError("the VAE made NaN or infinite numbers of these latents; load it in float32 or bfloat16")
     pictures = torch.stack([kept[frame] for frame in ids])
     alone = streaming_vae.encode_alone(vae, pictures)
-    depths, report = _depths(world, plan, ids, pictures, estimator, alignment)
+    depths, report = _depths(known, plan, ids, pictures, estimator, alignment)
     on_step(steps, steps)
     grown = append(
         world,
         plan,
         torch.cat(frames),
-        invented(world, plan.target),
+        outside,
         dict(zip(ids, depths, strict=True)),
         prompt,
         settings,
@@ -233,20 +239,49 @@ def append_frames(
     on_step(1, 2, to_uint8(frames[-1]))
     frames, ids = frames.clamp(0, 1), keyframe_ids(plan)
     pictures = torch.stack([frames[frame - plan.first_frame] for frame in ids]) * 2 - 1
-    depths, report = _depths(world, plan, ids, pictures, estimator, alignment)
-    made_up, newest = invented(world, plan.target), frames[-1].clone() * 2 - 1
+    depths, report = _depths(_known_depth(world, plan, ids, geometry_device(world.size)), plan, ids, pictures, estimator, alignment)
+    made_up, newest = invented(world, plan.target, geometry_device(world.size)), frames[-1].clone() * 2 - 1
     on_step(2, 2)
     depths = dict(zip(ids, depths, strict=True))
     grown = append(world, plan, to_uint8(frames), made_up, depths, prompt, kept, newest)
     return grown, "; ".join([*reports, report])
 
 
-def _depths(world, plan, ids, pictures, estimator, alignment) -> tuple[Tensor, str]:
+@contextmanager
+def beside(device: torch.device, work: Callable[[], object]) -> Iterator[Future]:
+    """What `work()` gives, on a GPU computed beside what is done meanwhile: it waits for the GPU, and networks keep that busy."""
+    if device.type == "cpu":
+        done = Future()
+        done.set_result(work())
+        yield done
+        return
+    stream, mode = _second_stream(device), torch.is_inference_mode_enabled()
+    stream.wait_stream(torch.cuda.current_stream(device))
+
+    def run():
+        with torch.inference_mode(mode), torch.no_grad(), torch.cuda.stream(stream):  # a thread's own
+            return work()
+
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(run)
+
+
+@cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for good, because torch keeps memory for every stream."""
+    return torch.cuda.Stream(device)
+
+
+def _known_depth(world: World, plan: ChunkPlan, ids: list[int], device: torch.device) -> Tensor:
+    """(K, H, W) what the memory knows of a chunk's keyframes, on the CPU."""
+    helpful = {*plan.retrieved, len(world) - 1}  # in the memory's order: the oldest first, as they were resampled least
+    there = plan.target[[frame - plan.first_frame for frame in ids]].to(device)
+    return known_depth([k for k in world.memory.keyframes if k.frame in helpful], there).cpu()
+
+
+def _depths(known: Tensor, plan, ids, pictures, estimator, alignment) -> tuple[Tensor, str]:
     """Depth of a chunk's keyframes, and how it got its scale. Never the end of a long walk for want of a scale."""
     cameras = plan.target[[frame - plan.first_frame for frame in ids]]
-    helpful = {*plan.retrieved, len(world) - 1}  # in the memory's order: the oldest first, as they were resampled least
-    there = cameras.to(geometry_device(world.size))
-    known = known_depth([k for k in world.memory.keyframes if k.frame in helpful], there).cpu()
     frames = (pictures * 0.5 + 0.5).clamp(0, 1)
     try:
         return in_scene_units(estimator(frames, cameras, known), cameras, known, alignment)
@@ -259,9 +294,9 @@ def _depths(world, plan, ids, pictures, estimator, alignment) -> tuple[Tensor, s
         return instead, report
 
 
-def invented(world: World, target: Cameras) -> Tensor:
-    """(F, H, W) which pixels of new views lie outside what the photo shows; on the CPU."""
-    seed, device = world.memory[0], geometry_device(world.size)
+def invented(world: World, target: Cameras, device: torch.device = PROCESSOR) -> Tensor:
+    """(F, H, W) which pixels of new views lie outside what the photo shows; looked up on `device`, on the CPU."""
+    seed = world.memory[0]
     surface, target = patches(sharpened(seed.depth.to(device)), seed.camera.to(device)), target.to(device)
     return torch.stack([draw(surface, target[i]) <= 0 for i in range(len(target))]).cpu()
 

@@ -104,7 +104,7 @@ def decode(vae: VAE, latents: Tensor, stream: Stream) -> Iterator[Tensor]:
     network = network_of(vae)
     for part in _in_groups(latents.movedim(1, 0), stream.decoder[0] is not None, PAIR, "latents"):
         with _channels_last(vae):
-            z = network.conv2(_alike(part.movedim(0, 1), vae))
+            z = network.conv2(_alike(part.movedim(0, 1)[None], vae))
             frames = torch.cat(network.decoder(z, feat_cache=stream.decoder, feat_idx=[0]), 2)
         yield frames[0].movedim(0, -1).float()
 
@@ -115,16 +115,16 @@ def encode(vae: VAE, frames: Tensor, stream: Stream) -> Iterator[Tensor]:
     for group in _in_groups(frames, stream.encoder[0] is not None, PAIR * FRAMES, "frames"):
         for part in group.split(PAIR):
             with _channels_last(vae):
-                features = network.encoder(_alike(part.movedim(-1, 0), vae), feat_cache=stream.encoder, feat_idx=[0])
+                features = network.encoder(_alike(part.movedim(-1, 0)[None], vae), feat_cache=stream.encoder, feat_idx=[0])
                 latents = network.conv1(features).chunk(2, dim=1)[0][0] if features is not None else None
             if latents is not None:  # nothing before the last part of a group
                 yield latents.float().cpu()
 
 
-def _alike(part: Tensor, vae: VAE) -> Tensor:
-    """A batch of one where the network is, in one memory order for all: convolutions round differently in another."""
+def _alike(batch: Tensor, vae: VAE) -> Tensor:
+    """Where the network is, in one memory order for all: convolutions round differently in another."""
     order = torch.channels_last_3d if _rounds(vae) else torch.contiguous_format
-    return part[None].to(vae.device, vae.vae_dtype).contiguous(memory_format=order)
+    return batch.to(vae.device, vae.vae_dtype).contiguous(memory_format=order)
 
 
 def _rounds(vae: VAE) -> bool:
@@ -173,7 +173,12 @@ def load(vae: VAE, size: tuple[int, int]) -> None:
 
 def encode_alone(vae: VAE, frames: Tensor) -> Tensor:
     """(N, 16, h, w) latents of frames (N, H, W, 3) in -1 .. 1, each encoded as a picture of its own."""
-    return torch.cat([next(encode(vae, frame[None], fresh(vae)))[:, 0][None] for frame in frames])
+    network, latents = network_of(vae), []
+    for some in frames.split(PAIR * FRAMES if _rounds(vae) else 1):
+        with _channels_last(vae):
+            features = network.encoder(_alike(some.movedim(-1, 1)[:, :, None], vae), feat_cache=fresh(vae).encoder, feat_idx=[0])
+            latents.append(network.conv1(features).chunk(2, dim=1)[0][:, :, 0].float().cpu())
+    return torch.cat(latents)
 
 
 def prime(vae: VAE, photo: Tensor, latents: int) -> tuple[Tensor, Stream]:
@@ -195,12 +200,12 @@ def advance(
 ) -> Tensor:
     """Decode the latents (16, T, h, w) of a chunk and encode what comes out: the latents that the next one remembers.
 
-    `on_frames` gets the frames (8, H, W, 3) in -1 .. 1, not clamped, as they come.
+    `on_frames` gets the frames (8, H, W, 3) in -1 .. 1, not clamped, as they come, on the VAE's device.
     """
     remembered = []
     stream.to(vae.device)
     for frames in decode(vae, latents, stream):
-        on_frames(frames.cpu())
+        on_frames(frames)
         remembered += encode(vae, frames, stream)
     set_aside(stream, vae)
     return torch.cat(remembered, 1)
