@@ -30,7 +30,7 @@ def base(comfy_host, tiny_models, tmp_path_factory, project) -> Path:
     folder = tmp_path_factory.mktemp("vace_server")
     models = folder / "models"
     tiny_models.write_vace_files(models)
-    tiny_models.write_vae(models / "vae" / "wan_2.1_vae.safetensors")
+    tiny_models.write_vae(models / "vae" / "wan_2.1_vae.safetensors", dim=2)
     tiny_models.write_text_encoder(models / "text_encoders" / "umt5.safetensors")
     tiny_models.write_wan(models / "diffusion_models" / "wan_i2v.safetensors")
     tiny_models.write_lora(models / "loras" / LORA, 128)
@@ -38,8 +38,8 @@ def base(comfy_host, tiny_models, tmp_path_factory, project) -> Path:
     shutil.copyfile(project / "tools" / "demo" / "room.png", folder / "input" / "photo.png")
     w2c = np.tile(np.eye(4), (241, 1, 1))
     w2c[:, 2, 3] = -np.linspace(0, 0.9, 241)
-    K = np.tile(np.array([[80.0, 0, 47.5], [0, 80.0, 31.5], [0, 0, 1]]), (241, 1, 1))
-    np.savez(folder / "input" / "trajectory.npz", w2c=w2c, intrinsics=K, image_height=64, image_width=96)
+    K = np.tile(np.array([[40.0, 0, 23.5], [0, 40.0, 15.5], [0, 0, 1]]), (241, 1, 1))
+    np.savez(folder / "input" / "trajectory.npz", w2c=w2c, intrinsics=K, image_height=32, image_width=48)
     return folder
 
 
@@ -62,8 +62,8 @@ def prompt_of(launcher, project):
         workflow = json.loads((project / "workflows" / "custom_trajectory.json").read_text(encoding="utf-8"))
         known = server.get("/object_info")
         prompt = launcher.to_api_format(workflow, known)
-        settings = ["Lyra2LoadTrajectory.width=96", "Lyra2LoadTrajectory.height=64", "Lyra2LoadTrajectory.frames=241"]
-        settings += ["ImageScale.width=96", "ImageScale.height=64"]
+        settings = ["Lyra2LoadTrajectory.width=48", "Lyra2LoadTrajectory.height=32", "Lyra2LoadTrajectory.frames=241"]
+        settings += ["ImageScale.width=48", "ImageScale.height=32"]
         launcher.apply_settings(prompt, settings, server.base / "input", known)
         walk = next(node["inputs"] for node in prompt.values() if node["class_type"] == "Lyra2PreviewChunks")
         begun, cameras = walk["world"], walk["cameras"]

@@ -296,7 +296,7 @@ def write_all(models: Path) -> Path:
     shutil.copy(Path(__file__).with_name("shallow_clip_vision.py"), nodes)
     write_lyra2(models / "diffusion_models" / "lyra2.safetensors", SMALLEST)
     write_vace_files(models)
-    write_vae(models / "vae" / "wan_2.1_vae.safetensors", dim=4)
+    write_vae(models / "vae" / "wan_2.1_vae.safetensors", dim=2)
     write_text_encoder(models / "text_encoders" / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
     write_clip_vision(models / "clip_vision" / "clip_vision_h.safetensors")
     write_da3(models / "geometry_estimation" / "depth_anything_3_mono_large.safetensors")
