@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import json
 import random
+import os
 import re
 import subprocess
 import sys
@@ -363,12 +364,15 @@ def test_an_installation_that_fails_says_what_is_needed(launcher):
 
 
 def test_whole_runs_of_the_tests_use_every_core_and_short_ones_do_not(launcher, monkeypatch, project):
-    called = []
-    monkeypatch.setattr(launcher.subprocess, "call", lambda command: called.append(command[3:]) or 0)
+    called, given = [], []
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(launcher.subprocess, "call", lambda command, env: called.append(command[3:]) or given.append(env) or 0)
     tests = [str(project / "tests" / name) for name in ("test_files.py", "test_layers.py")]
     for arguments in ([], ["-q"], [str(project / "tests")], tests, ["-n", "0"], ["-n0"], ["-q", "-s"], ["--dist=load"]):
         launcher.run_tests(arguments)
     assert ["-n" in arguments and "loadfile" in arguments for arguments in called] == [True] * 3 + [False] * 5
+    assert not any("PYTHONDONTWRITEBYTECODE" in environment for environment in given), "each process compiles all files again"
+    assert all(environment["PATH"] == os.environ["PATH"] for environment in given)
 
 
 # --------------------------------------------------------------------------------------------------- damaged workflows

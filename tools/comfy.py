@@ -768,7 +768,10 @@ def run_tests(arguments: list[str]) -> int:
     chosen = [Path(a.split("::")[0]) for a in arguments if not a.startswith("-") and Path(a.split("::")[0]).exists()]
     targets = [] if chosen else [str(PROJECT / "tests")]
     many = not chosen or len(chosen) > 3 or any(path.is_dir() for path in chosen)
-    return subprocess.call([sys.executable, "-m", "pytest", *(shared_out(arguments) if many else []), *arguments, *targets])
+    # about sixty processes import the host and the pack, and none shall compile again what another one has compiled
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-m", "pytest", *(shared_out(arguments) if many else []), *arguments, *targets]
+    return subprocess.call(command, env=environment)
 
 
 def shared_out(arguments: list[str]) -> list[str]:
