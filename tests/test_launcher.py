@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
-import random
 import os
+import random
 import re
 import subprocess
 import sys
