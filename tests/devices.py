@@ -136,6 +136,7 @@ PROCESSOR = {
 }
 CASES = {
     "cameras.camera": {
+        "product": lambda s: camera.product(s.target.w2c[:, :3, :3], s.start.K[0]),
         "rescaled_as_reference": lambda s: camera.rescaled_as_reference(s.target, (96, 64)),
         "join": lambda s: camera.join(s.start, s.target),
         "check": lambda s: camera.check(s.target),

@@ -35,7 +35,10 @@ def ray_maps(cameras: Cameras, reference: Cameras) -> Tensor:
     Origins in scene units; not a moment in Pluecker's sense, although the reference calls it so. Its rays pass half a
     pixel right of and below the point that its warps take for a pixel's centre, and the weights know them so.
     """
-    c2w = reference.w2c @ cameras.c2w
+    return _ray_maps(cameras, reference.w2c @ cameras.c2w)
+
+
+def _ray_maps(cameras: Cameras, c2w: Tensor) -> Tensor:
     pixels = pixel_grid(cameras.size, cameras.K.device)
     pixels = pixels + pixels.new_tensor([0.5, 0.5, 0.0])
     local = pixels.to(cameras.K) @ cameras.K_inverse.mT[:, None]
@@ -57,7 +60,8 @@ def guides(layout: FramePackLayout, retrieved: Sequence[Keyframe], history: Came
     """
     history = history.to(target.w2c.device)
     cameras = join(history, target[LATENT_FRAMES - 1 :: LATENT_FRAMES])
-    rays = torch.cat([on_latents(ray_maps(cameras[i], history[-1])) for i in range(len(cameras))], 1)
+    c2w = cameras.c2w  # all at once: a GPU waits for it
+    rays = torch.cat([on_latents(_ray_maps(cameras[i], history[-1].w2c @ c2w[i : i + 1])) for i in range(len(cameras))], 1)
     seen = [canonical_history(layout, target.size, target.w2c.device), warped_correspondences(layout, retrieved, target)]
     return Guides(rays, torch.cat(seen, 1))
 
