@@ -196,15 +196,27 @@ def test_films_encoded_together_have_the_latents_of_each_alone(train, codec, sam
     torch.testing.assert_close(samples[1].latents.alone[40], alone.alone[40], rtol=0.02, atol=0.05)
 
 
-def test_geometry_from_a_process_is_that_of_the_training(train, folder, tmp_path):
-    with makers(train, folder, 0, tmp_path / "none") as here, makers(train, folder, 1, tmp_path / "sights") as there:
-        for _ in range(2):
-            ours, theirs = here.take(), there.take()
+def test_geometry_from_processes_is_that_of_the_training(train, folder, tmp_path):
+    """In its order, and, with one more process that begins later, as it comes."""
+    names = [train.films.name(number) for number in train.films.learned(2)]
+    found = []
+    for ordered, later in ((True, 0), (False, 1)):
+        place = tmp_path / str(ordered)
+        with train.sights.Makers(folder, names, train.painter.RECIPE, 0, 0, 1, place, later, ordered) as making:
+            made = [making.take()]
+            making.hurry()
+            made.append(making.take())
+            assert len(making.processes) == 1 + later
+        assert not list(place.iterdir())
+        found.append([job.number for job in made])
+        for theirs in made:
+            ours = train.sights.job(making.samples, train.painter.RECIPE, 0, theirs.number)
             assert (ours.number, ours.film, ours.kind) == (theirs.number, theirs.film, theirs.kind)
             for one, other in zip(ours.sights, theirs.sights, strict=True):
                 assert (one.window, one.retrieved, one.caption) == (other.window, other.retrieved, other.caption)
                 assert torch.equal(one.guides.correspondences.bfloat16(), other.guides.correspondences)
                 assert torch.equal(one.warped.bfloat16(), other.warped) and torch.equal(one.remembered, other.remembered)
+    assert found[0] == [0, 1] and found[1][0] == 0 and found[1][1] in (1, 2)
 
 
 def test_examples_made_together_are_those_that_training_makes_one_by_one(train, codec, samples, examples):
@@ -274,6 +286,25 @@ def test_a_step_repeats_exactly_and_the_mean_of_the_weights_follows_them(train, 
     assert torch.stack(between).sum() > 0  # the mean lies on the way
 
 
+def test_a_step_that_cannot_be_recorded_is_made_anyway(train, examples, monkeypatch, capsys):
+    pool = train.pool.Pool(8)
+    for example in examples[1]:
+        pool.put(example)
+    one, other = learner(train), learner(train)
+    expected = one.step(pool, 0, 1e-3)
+    other.device = torch.device("cuda")  # as far as recording goes
+    tries = []
+
+    def fails(given):
+        tries.append(given)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(other, "_record", fails)
+    monkeypatch.setattr(other, "_drawn", one._drawn)
+    assert [float(other.step(pool, step, 1e-3)) for step in (0, 1)][0] == float(expected)
+    assert len(tries) == 1 and "not recorded" in capsys.readouterr().out
+
+
 def test_a_painter_that_was_stopped_goes_on_from_its_weights_their_mean_and_its_moments(train, examples, tmp_path):
     pool = train.pool.Pool(8)
     for example in examples[1]:
@@ -301,13 +332,15 @@ def test_a_painter_that_was_stopped_goes_on_from_its_weights_their_mean_and_its_
 
 
 @pytest.mark.parametrize("minutes", [None, 0.02])
-def test_steps_or_the_clock_end_a_training(train, codec, folder, samples, tmp_path, minutes):
+def test_steps_or_the_clock_end_a_training_that_waits_while_it_is_held(train, codec, folder, samples, tmp_path, minutes):
+    hold = iter((True, True, False) if minutes is None else (False,))
     network, said, kept = train.painter.new(0, {**train.painter.CONFIG, **SMALL}), [], []
-    course = train.painter.Course(3 if minutes is None else 10**6, 1, 4, 1, minutes)
+    course = train.painter.Course(3 if minutes is None else 10**6, 1, 16, 1, minutes)
     with makers(train, folder, 0, tmp_path / "sights") as making:
         made = train.painter.train(
             tmp_path / "t.safetensors", network, making, samples, encoders(train, codec), course, say=said.append,
-            kept=lambda averaged, step: kept.append(step),
+            kept=lambda averaged, step: kept.append(step), held=lambda: next(hold),
         )  # fmt: skip
     assert kept and (kept == [3] if minutes is None else 1 <= kept[-1] < 1000)
+    assert said[0].startswith("1 examples") and said[1].startswith("9 examples") is (minutes is None)
     assert "100 %" in said[-1] and not torch.equal(next(made.parameters()), next(network.parameters()))

@@ -17,6 +17,8 @@ from pathlib import Path
 import host
 import train  # noqa: F401  a folder that host.boot() takes off the path
 
+HELD = 180.0  # seconds that a transformer is held up at most
+
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="comfy.py train-tiny", description=__doc__.splitlines()[0])
@@ -26,10 +28,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--films", type=int, default=96, help="scenes that are learned from")
     parser.add_argument("--steps", type=int, default=20000, help="of the transformer")
     parser.add_argument("--minutes", type=float, help="for the transformer: the clock ends its training, with fewer steps or more")
-    parser.add_argument("--total-minutes", type=float, help="the same, counted from the command's start")
+    parser.add_argument("--hold", type=Path, help="a file without which the transformer waits, three minutes at most, and makes examples")
     parser.add_argument("--examples", type=int, default=48, help="that are kept at hand")
     parser.add_argument("--begin", type=int, default=48, help="of them before the first step")
     parser.add_argument("--processes", type=int, default=0, help="that make the geometry of examples ahead")
+    parser.add_argument("--later", type=int, default=0, help="more of them, from the first step on")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--codec", type=Path, help="a codec.safetensors to take, instead of training one")
@@ -72,7 +75,7 @@ def main(arguments: list[str]) -> int:
     encoders = contracts.Encoders(coder, lambda picture: torch.zeros(1, 1), release.padded)
     made = {"seed": options.seed, "films": options.films, "batch": options.batch, "examples": options.examples}
     made |= {"size": [height, width], "codec_steps": options.codec_steps, "transformer_steps": 0}
-    made |= {"minutes": options.total_minutes or options.minutes, "rate": options.rate, "parent": "fresh weights"}
+    made |= {"minutes": options.minutes, "rate": options.rate, "parent": "fresh weights"}
 
     def record(steps: int) -> None:
         told = {"transformer_steps": steps, "parent": f"a transformer of {steps} steps"} if steps else {}
@@ -81,15 +84,14 @@ def main(arguments: list[str]) -> int:
     record(0)
     processes = 0 if options.until == "films" else options.processes
     names = [films.name(number) for number in films.learned(options.films, options.seed)]
-    with sights.Makers(folder / "films", names, recipe, options.seed, 0, processes, folder / "sights") as makers:
+    later = options.later if processes else 0
+    place, ordered = folder / "sights", options.minutes is None
+    with sights.Makers(folder / "films", names, recipe, options.seed, 0, processes, place, later, ordered) as makers:
         samples = films.training_set(folder / "films", options.films, recipe, coder, options.seed, (height, width), say, device)
         if options.until == "films":
             return 0
-        minutes = options.minutes
-        if options.total_minutes:
-            minutes = options.total_minutes - (time.monotonic() - began) / 60
         course = painter.Course(
-            options.steps, options.batch, options.examples, options.begin, minutes, options.rate, options.seed
+            options.steps, options.batch, options.examples, options.begin, options.minutes, options.rate, options.seed
         )
         file = folder / "lyra_tiny.safetensors"
 
@@ -106,6 +108,7 @@ def main(arguments: list[str]) -> int:
             course,
             say=say,
             kept=kept,
+            held=lambda: options.hold is not None and not options.hold.exists() and time.monotonic() - began < HELD,
         )
     release.write(file, transformer, network)
     say(f"{file}: {file.stat().st_size / 1e6:.1f} MB")

@@ -72,15 +72,17 @@ def training_set(
     sources = {number: {"scene": number, "size": list(size), "chunks": CHUNKS} for number in numbers}
     missing = [number for number in numbers if not sets.holds(folder, name(number), sources[number])]
     together = TOGETHER if str(device).startswith("cuda") else 1
+    kept = {number: sets.read_one(folder, name(number)) for number in numbers if number not in set(missing)}
     with ThreadPoolExecutor(WRITERS) as writers:
         waiting = []
         for some in _groups(missing, together):
             for number, made in zip(some, filmed(some, recipe, size=size, device=device), strict=True):
                 waiting.append(writers.submit(sets.add, folder, made, sources[number], recipe.chunk))
+                kept[number] = made
         for one in waiting:
             one.result()
         say(f"{len(missing)} films of {CHUNKS * recipe.chunk + 1} frames made, {time.monotonic() - began:.0f} s")
-        kept = {number: sets.read_one(folder, name(number)) for number in numbers}
+        kept = {number: kept[number] for number in numbers}
         if codec is None:
             return list(kept.values())
         key = codec_key(codec, recipe.still, recipe.chunk, recipe.stride)

@@ -51,7 +51,7 @@ EXAMPLES = 48  # that are kept at hand; making one takes as long as several step
 RENEWED = 4  # steps after which one of them is made anew
 TOGETHER = 8  # examples that are made at once
 SPENT = 0.35  # of the time at most that goes into examples, if the clock ends the training
-REPORTED, SAVED = 20, 60.0  # steps between two reports; seconds between two checkpoints
+REPORTED, SAVED = 20, 75.0  # steps between two reports; seconds between two checkpoints
 
 SEEN, MEMORY = 1.0, 2.0  # how loud content and correspondences begin, in queries and keys
 BRANCH, COPIED = 0.1, 0.12  # how loud a block's branches begin, and what attention takes from other tokens
@@ -179,12 +179,14 @@ def train(
     recipe: Recipe = RECIPE,
     say: Callable[[str], None] = print,
     kept: Callable[[Lyra2Model, int], None] = lambda network, step: None,
+    held: Callable[[], bool] = lambda: False,
 ) -> Lyra2Model:
     """The network, on its device, with the mean of the weights that it had in its last steps.
 
     Goes on from the checkpoint at `path`, with examples made anew, if there is one. `samples` are those that `makers` look at,
     `prepared`. Examples are kept and used for several steps, then replaced by others, which this network spoils itself
-    where the recipe says so. `kept` is told of every checkpoint. ValueError if the loss is no number any more.
+    where the recipe says so. `kept` is told of every checkpoint. While `held()`, examples are
+    made and nothing is learned, and the clock does not run. ValueError if the loss is no number any more.
     """
     began, learner, settings = time.monotonic(), Learner(network, recipe, course), course.settings(recipe)
     first = learner.resume(path, settings)
@@ -194,12 +196,20 @@ def train(
     store = Store(makers, samples, encoders, spoken(network), recipe, course, network.head.head.weight.device)
     store.fill()
     say(f"{store.examples.count} examples after {time.monotonic() - began:.0f} s")
-    _steps(path, learner, store, first, began, settings, say, kept)
+    if learner.prepare(store.examples):
+        say("a step is recorded")
+    if held():
+        while held():
+            store.more_or_wait()
+        say(f"{store.examples.count} examples after {time.monotonic() - began:.0f} s")
+    makers.hurry()
+    _steps(path, learner, store, first, settings, say, kept)
     return learner.averaged()
 
 
-def _steps(path: Path, learner: Learner, store: Store, first: int, began: float, settings: dict, say, kept) -> None:
-    course, step, saved, losses = learner.course, first, time.monotonic(), []
+def _steps(path: Path, learner: Learner, store: Store, first: int, settings: dict, say, kept) -> None:
+    course, step, began, losses = learner.course, first, time.monotonic(), []
+    saved = began
 
     def progress() -> float:
         return min(1.0, (time.monotonic() - began) / 60 / course.minutes if course.minutes else step / course.steps)
@@ -216,8 +226,8 @@ def _steps(path: Path, learner: Learner, store: Store, first: int, began: float,
                 raise ValueError(f"the loss at step {step} is {mean}; {path}, if it is there, is of before")
             say(f"transformer {step}: loss {mean:.4f}, {store.makers.next} examples so far, {100 * progress():.0f} %")
         if ended or time.monotonic() - saved > SAVED:
-            learner.keep(path, step, settings)
             kept(learner.averaged(), step)
+            learner.keep(path, step, settings)
             saved = time.monotonic()
 
 
@@ -234,6 +244,14 @@ class Store:
         wanted = min(self.course.begin, self.course.examples)
         while self.examples.count < wanted:
             self._more(min(TOGETHER, wanted - self.examples.count))
+        self.began, self.spent = time.monotonic(), 0.0
+
+    def more_or_wait(self) -> None:
+        """More examples, as long as there is room for them and geometry is there; else a moment."""
+        if self.examples.count + TOGETHER <= self.examples.capacity and self.makers.ready(TOGETHER):
+            self._more(TOGETHER)
+        else:
+            time.sleep(0.05)
         self.began, self.spent = time.monotonic(), 0.0
 
     def renew(self, step: int) -> None:
@@ -269,8 +287,24 @@ class Learner:
         self.worth = weight_table(recipe.shift).to(self.device)
         self.recorded, self.recordable, self.inputs, self.loss = None, True, (), None
 
+    def prepare(self, examples: pool.Pool) -> bool:
+        """Record a step if that can be done here; weights and moments stay as they are."""
+        return self.device.type == "cuda" and self._recorded(self._drawn(examples, 0))
+
     def step(self, examples: pool.Pool, step: int, rate: float) -> Tensor:
         """Step number `step`, which says what is drawn; its loss, a scalar on the device."""
+        given = self._drawn(examples, step)
+        for group in self.optimiser.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        loss = self._played(given) if self.device.type == "cuda" and self._recorded(given) else self._learn(*given)
+        torch._foreach_lerp_(self.average, [weight.detach() for weight in self.weights], 1 - min(AVERAGE, (1 + step) / (10 + step)))
+        return loss
+
+    def _drawn(self, examples: pool.Pool, step: int) -> tuple[Tensor, ...]:
+        """What `_learn` takes, of this step."""
         random = torch.Generator(self.device).manual_seed(self.course.seed * 1_000_003 + step)
         chosen = torch.rand(examples.count, generator=random, device=self.device).argsort()
         if len(chosen) < self.course.batch:
@@ -281,15 +315,7 @@ class Learner:
         drawn = torch.sigmoid(torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6))) * TRAIN_STEPS
         drawn = drawn.long().clamp_max(TRAIN_STEPS - 1)
         noise = torch.randn(target.shape, generator=random, device=self.device)
-        given = (target, remembered, noise, self.times[drawn], self.worth[drawn], *condition)
-        for group in self.optimiser.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-        loss = self._played(given) if self.device.type == "cuda" else self._learn(*given)
-        torch._foreach_lerp_(self.average, [weight.detach() for weight in self.weights], 1 - min(AVERAGE, (1 + step) / (10 + step)))
-        return loss
+        return (target, remembered, noise, self.times[drawn], self.worth[drawn], *condition)
 
     def _learn(self, target: Tensor, remembered: Tensor, noise: Tensor, times: Tensor, worth: Tensor, *condition: Tensor) -> Tensor:
         sigmas = (times / TRAIN_STEPS).view(-1, 1, 1, 1, 1)
@@ -301,15 +327,18 @@ class Learner:
         self.optimiser.step()
         return loss.detach()
 
-    def _played(self, given: tuple[Tensor, ...]) -> Tensor:
+    def _recorded(self, given: tuple[Tensor, ...]) -> bool:
+        """Whether a step is recorded; tried once. Without, steps are the same and take longer."""
         if self.recorded is None and self.recordable:
+            self.recordable = False
             try:
                 self._record(given)
             except RuntimeError as reason:
                 print(f"steps are not recorded, which makes them slower: {reason}", flush=True)
-                self.recorded, self.recordable = None, False
-        if self.recorded is None:
-            return self._learn(*given)
+                self.recorded = None
+        return self.recorded is not None
+
+    def _played(self, given: tuple[Tensor, ...]) -> Tensor:
         for place, value in zip(self.inputs, given, strict=True):
             place.copy_(value)
         self.recorded.replay()
@@ -329,9 +358,11 @@ class Learner:
             torch.cuda.current_stream().wait_stream(beside)
             self.optimiser.zero_grad()
             self.recorded = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.recorded):
+            with torch.cuda.graph(self.recorded, capture_error_mode="thread_local"):
                 self.loss = self._learn(*self.inputs)
         finally:
+            torch.cuda.set_stream(torch.cuda.default_stream(self.device))  # where a recording that failed has not gone back to
+            torch.cuda.synchronize()
             with torch.no_grad():
                 for weight, value in zip(self.weights, before, strict=True):
                     weight.copy_(value)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lyra_core.cameras.camera import Cameras
 from lyra_core.metrics.pictures import SSIM_WINDOW, gradient_similarity, psnr, reprojection_error, ssim_map
-from lyra_core.training.contracts import Encoders, Example, Model
+from lyra_core.training.contracts import Codec, Encoders, Example, Model
 from lyra_core.training.examples import evaluating, example, prepared, warped_views
 from lyra_core.training.painting import paint
 from lyra_core.training.recipe import Recipe
@@ -94,6 +94,13 @@ def previewed(sample: Sample, window: Window) -> Tensor:
     """(F, H, W, 3) in 0 .. 1: the first chunk as the geometry preview makes it, from the photo and its true depth."""
     world = worlds.begin(sample.frames[0].float() / 255, sample.depths[0], sample.cameras[:1])
     return preview.generate(world, worlds.plan(world, sample.cameras_of(window))).frames.float() / 255
+
+
+def coded(frames: Tensor, sample: Sample, codec: Codec, recipe: Recipe) -> Tensor:
+    """A first chunk (F, H, W, 3) in 0 .. 1 as the codec gives it back, after the photo that it begins at."""
+    before = still(sample, recipe.still)
+    latents = codec.encode(frames * 2 - 1, before)
+    return codec.decode(latents, codec.encode(before)).clamp(-1, 1) * 0.5 + 0.5
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers

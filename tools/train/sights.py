@@ -105,45 +105,76 @@ class _Films(Sequence):
 
 
 class Makers:
-    """So many processes that make the sights `first`, first + 1, ... of the films of a folder; none: they are made when asked for."""
+    """So many processes that make the sights `first`, first + 1, ... of the films of a folder; none: they are made when asked for.
 
-    def __init__(self, films: Path, names: Sequence[str], recipe: Recipe, seed: int, first: int, processes: int, folder: Path):
+    `later` more begin with `hurry`. Sights are taken in their order, or, if they need not be `ordered`, as they come.
+    """
+
+    def __init__(
+        self,
+        films: Path,
+        names: Sequence[str],
+        recipe: Recipe,
+        seed: int,
+        first: int,
+        processes: int,
+        folder: Path,
+        later: int = 0,
+        ordered: bool = True,
+    ):
         self.samples, self.recipe, self.seed, self.next, self.folder = _Films(films, names), recipe, seed, first, folder
-        self.processes = []
+        self.processes: list[subprocess.Popen] = []
+        self.later, self.ordered = later, ordered
+        told = {"films": str(films), "names": list(names), "recipe": as_json(recipe), "seed": seed, "every": processes + later}
+        self.told = {**told, "first": first}
         if processes:
             folder.mkdir(parents=True, exist_ok=True)
             for old in (*folder.glob("*.safetensors"), *folder.glob("*.part")):
                 old.unlink()
-        told = {"films": str(films), "names": list(names), "recipe": as_json(recipe), "seed": seed, "every": processes}
+        self._begin(processes)
+
+    def hurry(self) -> None:
+        """Begin the processes that were kept for later."""
+        later, self.later = self.later, 0
+        self._begin(later)
+
+    def _begin(self, count: int) -> None:
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
         alone = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "train.sights", str(folder)]
-        for place in range(processes):
+        command = [sys.executable, "-m", "train.sights", str(self.folder)]
+        for _ in range(count):
             process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **alone}, text=True)
-            self.processes.append(process)
-            process.stdin.write(json.dumps({**told, "first": first + place}))
+            process.stdin.write(json.dumps({**self.told, "first": self.told["first"] + len(self.processes)}))
             process.stdin.close()
+            self.processes.append(process)
 
     def ready(self, count: int = 1) -> bool:
         """Whether so many are there, or are to be made here."""
-        return not self.processes or all(self._path(self.next + i).exists() for i in range(count))
+        return not self.processes or len(self._waiting(count)) == count
 
     def take(self) -> Job:
-        """The next one, waited for if need be; RuntimeError if it does not come."""
+        """One more, waited for if need be; RuntimeError if it does not come."""
         began = time.monotonic()
         while not self.ready():
-            if any(process.poll() is not None for process in self.processes) or time.monotonic() - began > PATIENCE:
+            gone = [process.poll() for process in self.processes if process.poll() is not None]
+            if gone and (self.ordered or len(gone) == len(self.processes)) or time.monotonic() - began > PATIENCE:
                 raise RuntimeError(f"sight {self.next} does not come; what the processes printed says why")
             time.sleep(WAIT)
-        number, self.next = self.next, self.next + 1
+        self.next += 1
         if not self.processes:
-            return job(self.samples, self.recipe, self.seed, number)
-        found = read(self._path(number))
-        self._path(number).unlink()
+            return job(self.samples, self.recipe, self.seed, self.next - 1)
+        path = self._waiting(1, self.next - 1)[0]
+        found = read(path)
+        path.unlink()
         return found
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:08d}.safetensors"
+    def _waiting(self, count: int, first: int | None = None) -> list[Path]:
+        """Files of so many sights, fewer if they are not all there."""
+        if not self.ordered:
+            return sorted(self.folder.glob("*.safetensors"))[:count]
+        first = self.next if first is None else first
+        paths = [self.folder / f"{number:08d}.safetensors" for number in range(first, first + count)]
+        return [path for path in paths if path.exists()]
 
     def __enter__(self) -> Makers:
         return self
@@ -170,6 +201,8 @@ def main(folder: Path) -> None:
     """Make every so many-th sight until the process that asked is gone."""
     asked, parent, mine = json.load(sys.stdin), os.getppid(), []
     torch.set_num_threads(1)
+    if hasattr(os, "nice"):
+        os.nice(5)  # the training itself must not wait
     films, recipe = _Films(Path(asked["films"]), asked["names"]), of_json(asked["recipe"])
     number = asked["first"]
     while os.getppid() == parent:
