@@ -48,13 +48,19 @@ def page(graphs, server):
         yield tab
 
 
+@pytest.fixture(scope="module")
+def info(server) -> dict:
+    """What the server says of its nodes, once: it takes as long as a page."""
+    return server.get("/object_info")
+
+
 def workflow_of(name: str) -> dict:
     return json.loads((PROJECT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_dropped_workflow_opens_complete_and_queues_as_the_command_line_does(page, server, launcher, name):
-    workflow, info = workflow_of(name), server.get("/object_info")
+def test_a_dropped_workflow_opens_complete_and_queues_as_the_command_line_does(page, info, launcher, name):
+    workflow = workflow_of(name)
     page.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
     page.evaluate("() => window.app.graph.clear()")
     page.evaluate(DROP, [f"{name}.json", json.dumps(workflow)])
@@ -117,8 +123,8 @@ def inside(a: tuple, b: tuple) -> bool:
     return a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]
 
 
-def test_on_a_fresh_host_nothing_is_red_but_missing_models(shown, server, launcher):
-    (workflow, _drawn, _saved, red), info = shown, server.get("/object_info")
+def test_on_a_fresh_host_nothing_is_red_but_missing_models(shown, info, launcher):
+    workflow, _drawn, _saved, red = shown
     outside = {node.partition(":")[0] for node, entry in models_of(launcher.to_api_format(workflow, info))}
     assert set(map(str, red)) <= outside
     wrong = [

@@ -21,6 +21,7 @@ FLAGS = (
     # pages are drawn by the processor: without a detour over an emulated GPU, which WebGL still takes
     "--disable-accelerated-2d-canvas",
     "--disable-gpu-rasterization",
+    "--disable-gpu-compositing",
 )
 FRONTENDS = ("classic", "nodes 2.0")
 
@@ -32,6 +33,19 @@ OPEN = """async ([graph, modern]) => {
     box.push(edge("max", n => n.pos[0] + n.size[0]) - box[0], edge("max", n => n.pos[1] + n.size[1]) - box[1]);
     app.canvas.ds.fitToBounds(box, {zoom: 0.9});  // Nodes 2.0 draws only what can be seen
     app.canvas.setDirty(true, true);
+}"""
+# No node, as drawn or as the graph has it, has changed its place or size for a while, counted in drawn pages
+SETTLED = """async () => {
+    const places = () => JSON.stringify([
+        app.graph._nodes.map(n => [...n.pos, ...n.size]),
+        [...document.querySelectorAll("[data-node-id]")].map(e => [e.offsetWidth, e.offsetHeight, ...[...e.children].map(c => c.offsetHeight)]),
+    ]);
+    for (let last = "", same = 0, left = 100; same < 4 && left; left--) {
+        await new Promise(done => setTimeout(() => requestAnimationFrame(done), 50));
+        const now = places();
+        same = now === last ? same + 1 : 0;
+        last = now;
+    }
 }"""
 # [id, x, y, width, height, least width, least height] of each node; the title above y is not counted
 CLASSIC = """() => app.graph._nodes.map(n => [+n.id, ...n.pos, ...n.size, ...n.computeSize()])"""
@@ -70,7 +84,7 @@ def show(page, graph: dict, frontend: str) -> None:
     page.wait_for_function("n => window.app.graph._nodes.length === n", arg=len(graph["nodes"]), timeout=30_000)
     if frontend == "nodes 2.0":
         page.wait_for_function("n => document.querySelectorAll('[data-node-id]').length >= n", arg=len(graph["nodes"]))
-    page.wait_for_timeout(1000)  # until texts and pictures have found their size
+    page.evaluate(SETTLED)  # texts and pictures have found their size
 
 
 def drawn(page, frontend: str) -> list[list[float]]:
