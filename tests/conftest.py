@@ -36,7 +36,7 @@ load_package("lyra_core", PROJECT / "lyra_core")
 # takes every core, stand where one of two workers is likely to draw at a time.
 LONGEST = (
     "test_explorer_page", "test_generation_server", "test_server", "test_explorer_life", "test_lyra2_host", "test_generation",
-    "test_fleet", "test_vace_server", "test_browser", "test_begin_server", "test_viewer", "test_engine_server", "test_devices",
+    "test_browser", "test_fleet", "test_vace_server", "test_begin_server", "test_viewer", "test_engine_server", "test_devices",
     "test_fuzz", "test_learning", "test_ground",
 )  # fmt: skip
 

@@ -163,7 +163,7 @@ def random_latents(seed: int, count: int = NEW) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def loop(comfy_host, tiny_models) -> Loop:
     folder = comfy_host / "models" / "of_generation"
-    tiny_models.write_vae(folder / "vae.safetensors", dim=4)
+    tiny_models.write_vae(folder / "vae.safetensors", dim=2)
     tiny_models.write_lyra2(folder / "lyra2.safetensors", {**tiny_models.LYRA2_14B, **NET})
     return Loop(folder)
 
