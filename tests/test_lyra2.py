@@ -428,6 +428,39 @@ def test_the_bias_reaches_queries_and_keys_but_no_value(build, size):
     assert_close(found, F.linear(out, attention.o.weight, attention.o.bias), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("changed", ["nothing", "forward", "weight_function", "comfy_cast_weights", "dtype", "hook"])
+def test_what_guides_is_one_product_while_the_layers_only_multiply(lyra2, build, changed, monkeypatch):
+    block = build().blocks[0]
+    layer, x = block.cam_encoder, random(1, 7, 96, seed=1)
+    rays, told = random(1, 7, layer.in_features, seed=2), random(1, 7, block.buffer_encoder[1].in_features, seed=3)
+    expected = x + layer(rays) + block.buffer_encoder[1](told)
+    if changed == "forward":  # as the host's bypass of weights does it
+        forward = layer.forward
+        layer.forward = lambda rays: 2 * forward(rays)
+        expected = expected + forward(rays)
+    elif changed == "hook":
+        layer.register_forward_hook(lambda module, given, out: 0 * out)
+        expected = expected - rays @ layer.weight.T
+    elif changed == "dtype":
+        layer.to(torch.float64)
+        rays = rays.double()
+    elif changed == "weight_function":
+        layer.weight_function = [lambda weight: 3 * weight]
+        expected = expected + 2 * (rays @ layer.weight.T)
+    elif changed == "comfy_cast_weights":
+        layer.comfy_cast_weights = True
+    assert lyra2.is_plain(layer, x) is (changed == "nothing")
+    assert_close(block._guided(x, rays, told).float(), expected.float(), atol=2e-5, rtol=0)
+
+
+def test_one_modulation_for_all_samples_is_one_for_each(lyra2):
+    norm, x = torch.nn.LayerNorm(96, 1e-6, elementwise_affine=False), random(2, 7, 96, seed=1)
+    shift, scale = random(2, 1, 96, seed=2), random(2, 1, 96, seed=3)
+    whole = lyra2.modulated(norm, x, shift, scale)
+    for i in range(2):
+        assert_close(lyra2.modulated(norm, x[i : i + 1], shift[i : i + 1], scale[i : i + 1]), whole[i : i + 1], atol=1e-5, rtol=0)
+
+
 def test_without_queries_and_keys_the_guides_mean_nothing(build, maps):
     network = build()
     for block in network.blocks:

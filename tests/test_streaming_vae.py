@@ -154,6 +154,35 @@ def test_a_vae_in_bfloat16_streams_as_well(sv, vae, weights):
     assert sv.advance(half, z[:, :4], stream).isfinite().all()
 
 
+def test_in_half_precision_on_a_gpu_channels_lie_last_and_the_numbers_stay(sv, vae, monkeypatch):
+    """On the processor and in float32 here, where what rounds less can be told from what is wrong."""
+    z, video = latents(5, (4, 6), seed=4), frames(9, (32, 48))
+    plain = [torch.cat(list(sv.decode(vae, z, sv.fresh(vae)))), torch.cat(list(sv.encode(vae, video, sv.fresh(vae))), 1)]
+    plain.append(sv.encode_alone(vae, video))
+    norms, forward = [], sv._Norm.forward
+    monkeypatch.setattr(sv._Norm, "forward", lambda self, x: norms.append(x) or forward(self, x))
+    monkeypatch.setattr(sv, "_rounds", lambda vae: True)
+    ours = [torch.cat(list(sv.decode(vae, z, sv.fresh(vae)))), torch.cat(list(sv.encode(vae, video, sv.fresh(vae))), 1)]
+    ours.append(sv.encode_alone(vae, video))
+    for a, b in zip(ours, plain, strict=True):
+        assert_close(a, b, atol=2e-5, rtol=1e-4)
+    assert len(norms) > 100 and sv._alike(video.movedim(-1, 0)[None], vae).stride(1) == 1
+
+
+def test_the_host_gets_its_norms_back_whatever_happens(sv, vae, monkeypatch):
+    monkeypatch.setattr(sv, "_rounds", lambda vae: True)
+    before = [type(layer) for layer in vae.first_stage_model.modules()]
+    with pytest.raises(ZeroDivisionError), sv._channels_last(vae):
+        assert [type(layer) for layer in vae.first_stage_model.modules()] != before
+        1 / 0
+    assert [type(layer) for layer in vae.first_stage_model.modules()] == before
+
+
+def test_half_precision_alone_is_turned_round_and_only_on_a_gpu(sv):
+    for device, dtype, turned in (("cuda", "bfloat16", True), ("cuda", "float16", True), ("cuda", "float32", False), ("cpu", "bfloat16", False)):
+        assert sv._rounds(SimpleNamespace(device=torch.device(device), vae_dtype=getattr(torch, dtype))) is turned
+
+
 def test_no_more_frames_live_than_two_latents_hold(sv, vae):
     """Whatever the length of a chunk."""
     _history, stream = sv.prime(vae, frames(1)[0], 3)

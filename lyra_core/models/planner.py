@@ -45,6 +45,7 @@ class Measured:
     card: Card
     date: str
     forward: float  # one pass of the transformer, all weights on the card
+    plain: float  # the same by the host's attention, which training keeps
     attention: float  # share of it that grows with the square of the tokens
     working: float  # GiB beside the weights while it runs
     rest: float  # of a chunk beside its passes: guides, packing, VAE, depth, saving
@@ -54,12 +55,13 @@ class Measured:
 
 MEASURED = Measured(
     card=Card("NVIDIA H200", 139.8, 783.0),
-    date="2026-11-26",
-    forward=4.9,
-    attention=0.70,
-    working=5.9,
-    rest=18.2,
-    first=5.2,
+    date="2026-11-27",
+    forward=3.63,
+    plain=4.9,
+    attention=0.56,
+    working=5.2,
+    rest=4.0,
+    first=4.5,
     link=4.0,
 )
 
@@ -203,7 +205,7 @@ class Teaching:
     def seconds(self, card: Card, spoiling: float = 1.0) -> float:
         """Of a step, on a card."""
         passes = AGAIN + SPOILING * spoiling
-        return (passes * MEASURED.forward + SPOILING * spoiling * MEASURED.rest) * self.share * MEASURED.card.speed / card.speed
+        return (passes * MEASURED.plain + SPOILING * spoiling * MEASURED.rest) * self.share * MEASURED.card.speed / card.speed
 
 
 def teaching(
