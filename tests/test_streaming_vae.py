@@ -174,7 +174,7 @@ def test_the_host_gets_its_norms_back_whatever_happens(sv, vae, monkeypatch):
     before = [type(layer) for layer in vae.first_stage_model.modules()]
     with pytest.raises(ZeroDivisionError), sv._channels_last(vae):
         assert [type(layer) for layer in vae.first_stage_model.modules()] != before
-        1 / 0
+        raise ZeroDivisionError
     assert [type(layer) for layer in vae.first_stage_model.modules()] == before
 
 
