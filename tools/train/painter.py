@@ -214,12 +214,13 @@ def _steps(path: Path, learner: Learner, store: Store, first: int, settings: dic
     def progress() -> float:
         return min(1.0, (time.monotonic() - began) / 60 / course.minutes if course.minutes else step / course.steps)
 
-    while step == first or (progress() < 1 and step < course.steps):  # one at least, however long the examples took
+    ended = False
+    while not ended:
         store.renew(step - first)
         rate = course.rate * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress())))
         losses.append(learner.step(store.examples, step, rate))
         step += 1
-        ended = progress() >= 1 or step == course.steps
+        ended = progress() >= 1 or step == course.steps  # asked once a step: the clock goes on
         if ended or step % REPORTED == 0:
             mean, losses = float(torch.stack(losses).mean()), []  # the only place where the device is waited for
             if not math.isfinite(mean):
