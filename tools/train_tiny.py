@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
     coder = codec.TrainingCodec(network, codec.fingerprint(network))
     encoders = contracts.Encoders(coder, lambda picture: torch.zeros(1, 1), release.padded)
     made = {"seed": options.seed, "films": options.films, "batch": options.batch, "examples": options.examples}
-    made |= {"size": [height, width], "codec_steps": options.codec_steps, "transformer_steps": 0}
+    made |= {"size": [height, width], "codec_steps": None if options.codec else options.codec_steps, "transformer_steps": 0}
     made |= {"minutes": options.minutes, "rate": options.rate, "parent": "fresh weights"}
 
     def record(steps: int) -> None:
