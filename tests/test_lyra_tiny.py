@@ -322,6 +322,7 @@ def test_a_painter_that_was_stopped_goes_on_from_its_weights_their_mean_and_its_
         again.step(pool, step, 1e-3)
     again.keep(tmp_path / "a.safetensors", 4, settings)
     assert len(list(tmp_path.iterdir())) == 2
+    assert [train.painter.reached(tmp_path / name) for name in ("a.safetensors", "b.safetensors")] == [4, 0]
     for one, other in zip((*whole.weights, *whole.average), (*again.weights, *again.average), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(ValueError, match="another one"):

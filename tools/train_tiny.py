@@ -81,7 +81,8 @@ def main(arguments: list[str]) -> int:
         told = {"transformer_steps": steps, "parent": f"a transformer of {steps} steps"} if steps else {}
         (folder / "made.json").write_text(json.dumps(made | told, indent=1))
 
-    record(0)
+    training = folder / "transformer.training.safetensors"
+    record(painter.reached(training))
     processes = 0 if options.until == "films" else options.processes
     names = [films.name(number) for number in films.learned(options.films, options.seed)]
     later = options.later if processes else 0
@@ -100,7 +101,7 @@ def main(arguments: list[str]) -> int:
             record(step)
 
         transformer = painter.train(
-            folder / "transformer.training.safetensors",
+            training,
             painter.new(options.seed).to(device),
             makers,
             samples,

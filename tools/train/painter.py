@@ -404,6 +404,11 @@ def _mean(path: Path, step: int) -> Path:
     return path.with_name(f"{path.stem}.mean-{step}{path.suffix}")
 
 
+def reached(path: Path) -> int:
+    """How many steps a training has made."""
+    return state.load(path).step if path.exists() else 0
+
+
 def put_back(path: Path, network: Lyra2Model) -> None:
     """The mean of the weights that a training has got to."""
     network.load_state_dict(state.load(_mean(path, state.load(path).step)).weights)
