@@ -23,7 +23,6 @@ FLAGS = [
     # pages are drawn by the processor: without a detour over an emulated GPU, which WebGL still takes
     "--disable-accelerated-2d-canvas",
     "--disable-gpu-rasterization",
-    "--disable-gpu-compositing",
 ]
 # what pulses on the host's page while a prompt runs is drawn again and again, by the processor where no GPU is
 STILL = """addEventListener("DOMContentLoaded", () => {
