@@ -119,7 +119,7 @@ class recorder(ExitStack):
         keep(
             first.self_attn,
             "block0.self_attn.out",
-            lambda args, kwargs, out: {"block0.self_attn.in": args[0], "block0.self_attn.kq_bias": args[1][1]},
+            lambda args, kwargs, out: {"block0.self_attn.in": args[0], "block0.self_attn.kq_bias": args[1][1](torch.zeros_like(args[0]))},
         )
         keep(first.cross_attn, "block0.cross_attn.out")
         for i, block in enumerate(network.blocks):
