@@ -197,16 +197,14 @@ def test_films_encoded_together_have_the_latents_of_each_alone(train, codec, sam
 
 
 def test_geometry_from_processes_is_that_of_the_training(train, folder, tmp_path):
-    """In its order, and, with one more process that begins later, as it comes."""
+    """In its order, and, by two processes, as it comes."""
     names = [train.films.name(number) for number in train.films.learned(2)]
     found = []
-    for ordered, later in ((True, 0), (False, 1)):
+    for ordered, processes in ((True, 1), (False, 2)):
         place = tmp_path / str(ordered)
-        with train.sights.Makers(folder, names, train.painter.RECIPE, 0, 0, 1, place, later, ordered) as making:
-            made = [making.take()]
-            making.hurry()
-            made.append(making.take())
-            assert len(making.processes) == 1 + later
+        with train.sights.Makers(folder, names, train.painter.RECIPE, 0, 0, processes, place, ordered) as making:
+            made = [making.take(), making.take()]
+            assert len(making.processes) == processes
         assert not list(place.iterdir())
         found.append([job.number for job in made])
         for theirs in made:
@@ -216,7 +214,7 @@ def test_geometry_from_processes_is_that_of_the_training(train, folder, tmp_path
                 assert (one.window, one.retrieved, one.caption) == (other.window, other.retrieved, other.caption)
                 assert torch.equal(one.guides.correspondences.bfloat16(), other.guides.correspondences)
                 assert torch.equal(one.warped.bfloat16(), other.warped) and torch.equal(one.remembered, other.remembered)
-    assert found[0] == [0, 1] and found[1][0] == 0 and found[1][1] in (1, 2)
+    assert found[0] == [0, 1] and len(set(found[1])) == 2
 
 
 def test_examples_made_together_are_those_that_training_makes_one_by_one(train, codec, samples, examples):
@@ -333,15 +331,14 @@ def test_a_painter_that_was_stopped_goes_on_from_its_weights_their_mean_and_its_
 
 
 @pytest.mark.parametrize("minutes", [None, 0.02])
-def test_steps_or_the_clock_end_a_training_that_waits_while_it_is_held(train, codec, folder, samples, tmp_path, minutes):
-    hold = iter((True, True, False) if minutes is None else (False,))
+def test_steps_or_the_clock_end_a_training(train, codec, folder, samples, tmp_path, minutes):
     network, said, kept = train.painter.new(0, {**train.painter.CONFIG, **SMALL}), [], []
     course = train.painter.Course(3 if minutes is None else 10**6, 1, 16, 1, minutes)
     with makers(train, folder, 0, tmp_path / "sights") as making:
         made = train.painter.train(
             tmp_path / "t.safetensors", network, making, samples, encoders(train, codec), course, say=said.append,
-            kept=lambda averaged, step: kept.append(step), held=lambda: next(hold),
+            kept=lambda averaged, step: kept.append(step),
         )  # fmt: skip
     assert kept and (kept == [3] if minutes is None else 1 <= kept[-1] < 1000)
-    assert said[0].startswith("1 examples") and said[1].startswith("9 examples") is (minutes is None)
+    assert said[0].startswith("1 examples")
     assert "100 %" in said[-1] and not torch.equal(next(made.parameters()), next(network.parameters()))

@@ -17,8 +17,6 @@ from pathlib import Path
 import host
 import train  # noqa: F401  a folder that host.boot() takes off the path
 
-HELD = 180.0  # seconds that a transformer is held up at most
-
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="comfy.py train-tiny", description=__doc__.splitlines()[0])
@@ -28,11 +26,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--films", type=int, default=96, help="scenes that are learned from")
     parser.add_argument("--steps", type=int, default=20000, help="of the transformer")
     parser.add_argument("--minutes", type=float, help="for the transformer: the clock ends its training, with fewer steps or more")
-    parser.add_argument("--hold", type=Path, help="a file without which the transformer waits, three minutes at most, and makes examples")
     parser.add_argument("--examples", type=int, default=48, help="that are kept at hand")
     parser.add_argument("--begin", type=int, default=48, help="of them before the first step")
     parser.add_argument("--processes", type=int, default=0, help="that make the geometry of examples ahead")
-    parser.add_argument("--later", type=int, default=0, help="more of them, from the first step on")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--codec", type=Path, help="a codec.safetensors to take, instead of training one")
@@ -85,9 +81,8 @@ def main(arguments: list[str]) -> int:
     record(painter.reached(training))
     processes = 0 if options.until == "films" else options.processes
     names = [films.name(number) for number in films.learned(options.films, options.seed)]
-    later = options.later if processes else 0
     place, ordered = folder / "sights", options.minutes is None
-    with sights.Makers(folder / "films", names, recipe, options.seed, 0, processes, place, later, ordered) as makers:
+    with sights.Makers(folder / "films", names, recipe, options.seed, 0, processes, place, ordered) as makers:
         samples = films.training_set(folder / "films", options.films, recipe, coder, options.seed, (height, width), say, device)
         if options.until == "films":
             return 0
@@ -109,7 +104,6 @@ def main(arguments: list[str]) -> int:
             course,
             say=say,
             kept=kept,
-            held=lambda: options.hold is not None and not options.hold.exists() and time.monotonic() - began < HELD,
         )
     release.write(file, transformer, network)
     say(f"{file}: {file.stat().st_size / 1e6:.1f} MB")

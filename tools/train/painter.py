@@ -179,14 +179,12 @@ def train(
     recipe: Recipe = RECIPE,
     say: Callable[[str], None] = print,
     kept: Callable[[Lyra2Model, int], None] = lambda network, step: None,
-    held: Callable[[], bool] = lambda: False,
 ) -> Lyra2Model:
     """The network, on its device, with the mean of the weights that it had in its last steps.
 
     Goes on from the checkpoint at `path`, with examples made anew, if there is one. `samples` are those that `makers` look at,
     `prepared`. Examples are kept and used for several steps, then replaced by others, which this network spoils itself
-    where the recipe says so. `kept` is told of every checkpoint. While `held()`, examples are
-    made and nothing is learned, and the clock does not run. ValueError if the loss is no number any more.
+    where the recipe says so. `kept` is told of every checkpoint. ValueError if the loss is no number any more.
     """
     began, learner, settings = time.monotonic(), Learner(network, recipe, course), course.settings(recipe)
     first = learner.resume(path, settings)
@@ -198,11 +196,6 @@ def train(
     say(f"{store.examples.count} examples after {time.monotonic() - began:.0f} s")
     if learner.prepare(store.examples):
         say("a step is recorded")
-    if held():
-        while held():
-            store.more_or_wait()
-        say(f"{store.examples.count} examples after {time.monotonic() - began:.0f} s")
-    makers.hurry()
     _steps(path, learner, store, first, settings, say, kept)
     return learner.averaged()
 
@@ -245,14 +238,6 @@ class Store:
         wanted = min(self.course.begin, self.course.examples)
         while self.examples.count < wanted:
             self._more(min(TOGETHER, wanted - self.examples.count))
-        self.began, self.spent = time.monotonic(), 0.0
-
-    def more_or_wait(self) -> None:
-        """More examples, as long as there is room for them and geometry is there; else a moment."""
-        if self.examples.count + TOGETHER <= self.examples.capacity and self.makers.ready(TOGETHER):
-            self._more(TOGETHER)
-        else:
-            time.sleep(0.05)
         self.began, self.spent = time.monotonic(), 0.0
 
     def renew(self, step: int) -> None:

@@ -107,7 +107,7 @@ class _Films(Sequence):
 class Makers:
     """So many processes that make the sights `first`, first + 1, ... of the films of a folder; none: they are made when asked for.
 
-    `later` more begin with `hurry`. Sights are taken in their order, or, if they need not be `ordered`, as they come.
+    Sights are taken in their order, or, if they need not be `ordered`, as they come.
     """
 
     def __init__(
@@ -119,32 +119,22 @@ class Makers:
         first: int,
         processes: int,
         folder: Path,
-        later: int = 0,
         ordered: bool = True,
     ):
         self.samples, self.recipe, self.seed, self.next, self.folder = _Films(films, names), recipe, seed, first, folder
         self.processes: list[subprocess.Popen] = []
-        self.later, self.ordered = later, ordered
-        told = {"films": str(films), "names": list(names), "recipe": as_json(recipe), "seed": seed, "every": processes + later}
-        self.told = {**told, "first": first}
+        self.ordered = ordered
         if processes:
             folder.mkdir(parents=True, exist_ok=True)
             for old in (*folder.glob("*.safetensors"), *folder.glob("*.part")):
                 old.unlink()
-        self._begin(processes)
-
-    def hurry(self) -> None:
-        """Begin the processes that were kept for later."""
-        later, self.later = self.later, 0
-        self._begin(later)
-
-    def _begin(self, count: int) -> None:
+        told = {"films": str(films), "names": list(names), "recipe": as_json(recipe), "seed": seed, "every": processes}
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
         alone = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, "-m", "train.sights", str(self.folder)]
-        for _ in range(count):
+        for number in range(first, first + processes):
             process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **alone}, text=True)
-            process.stdin.write(json.dumps({**self.told, "first": self.told["first"] + len(self.processes)}))
+            process.stdin.write(json.dumps({**told, "first": number}))
             process.stdin.close()
             self.processes.append(process)
 
