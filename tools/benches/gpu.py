@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import comfy.clip_vision
@@ -121,13 +122,18 @@ def kernels(bench: Bench) -> Iterator[Result]:
     yield Result("gpu: product of bf16 matrices", f"{2 * side**3 / product / 1e12:.0f} TFLOP/s")
     q = torch.randn(1, length, heads * width, device=DEVICE, dtype=dtype)
     kernel = attention.SDPBackend
+    ways = {}
     for name, keys in (("self", q), ("cross, 769 keys", q[:, :769])):
         for backend in (kernel.FLASH_ATTENTION, kernel.CUDNN_ATTENTION) if CUDA else (kernel.MATH,):
-            try:
-                took = min(timed(lambda k=keys, b=backend: attention.by_cudnn(q, k, k, heads, b)) for _ in range(3))
-                yield Result(f"gpu: {name} attention, {backend.name.removesuffix('_ATTENTION')}", f"{1000 * took:.1f} ms")
-            except RuntimeError as reason:
-                yield Result(f"gpu: {name} attention, {backend.name}", f"none: {str(reason)[:40]}")
+            label = f"{name} attention, {backend.name.removesuffix('_ATTENTION')}"
+            ways[label] = partial(attention.by_cudnn, q, keys, keys, heads, backend)
+    if CUDA:
+        ways["self attention, CUDNN in whole tiles"] = partial(attention.in_tiles, q, q, q, heads)
+    for name, work in ways.items():
+        try:
+            yield Result(f"gpu: {name}", f"{1000 * min(timed(work) for _ in range(3)):.1f} ms")
+        except RuntimeError as reason:
+            yield Result(f"gpu: {name}", f"none: {str(reason)[:40]}")
 
 
 # ----------------------------------------------------------------------------------------------------------- geometry
