@@ -40,7 +40,8 @@ SETTLED = """async () => {
         app.graph._nodes.map(n => [...n.pos, ...n.size]),
         [...document.querySelectorAll("[data-node-id]")].map(e => [e.offsetWidth, e.offsetHeight, ...[...e.children].map(c => c.offsetHeight)]),
     ]);
-    for (let last = "", same = 0, left = 100; same < 4 && left; left--) {
+    for (let last = "", same = 0, left = 600; same < 4; left--) {
+        if (!left) throw new Error("nodes still moved or grew after 600 drawn pages");
         await new Promise(done => setTimeout(() => requestAnimationFrame(done), 50));
         const now = places();
         same = now === last ? same + 1 : 0;
