@@ -30,7 +30,7 @@ def load_package(name: str, folder: Path):
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != PROJECT]
 sys.path.append(str(PROJECT / "tests"))  # what tests share
 load_package("lyra_core", PROJECT / "lyra_core")
-
+import warm_start  # noqa: E402
 
 # Files that take longest, so that workers that share the suite begin with them and end together. Files that draw pages, which
 # takes every core, stand where one of two workers is likely to draw at a time.
@@ -62,8 +62,11 @@ def load_tool(name: str):
 
 @pytest.fixture(scope="session")
 def launcher():
-    """tools/comfy.py as a module."""
-    return load_tool("comfy")
+    """tools/comfy.py as a module, whose servers are forks where they can be."""
+    module = load_tool("comfy")
+    if warm_start.is_possible():
+        module.start_process = warm_start.start_process
+    return module
 
 
 @pytest.fixture(scope="session")

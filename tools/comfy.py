@@ -318,6 +318,10 @@ def start_server(base: Path, output: Path, port: int, log, *extra: str, variable
     if not torch.cuda.is_available():
         command += ["--cpu"]
     environment = {**environment_variables(host), **(variables or {})}
+    return start_process(command, environment, log)
+
+
+def start_process(command: list[str], environment: dict[str, str], log) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
 
