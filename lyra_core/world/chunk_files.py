@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +49,8 @@ def way_out(folder: Path) -> str:
 
 def encode(tensors: Mapping[str, Tensor], record: Mapping) -> bytes:
     """The bytes of a file that holds these tensors, their sums, and a record of plain JSON values."""
-    sums = {name: _sums(name, tensor) for name, tensor in sorted(tensors.items())}
+    with ThreadPoolExecutor() as pool:
+        sums = {name: _sums(name, tensor, pool) for name, tensor in sorted(tensors.items())}
     # copies, because safetensors refuses tensors that share memory
     apart = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     return serialize(apart, {RECORD: json.dumps({**record, "sums": sums}, sort_keys=True)})
@@ -59,9 +61,9 @@ def header_sum(content: bytes) -> str:
     return hashlib.sha256(content[: 8 + int.from_bytes(content[:8], "little")]).hexdigest()
 
 
-def _sums(name: str, tensor: Tensor) -> str | list[str]:
+def _sums(name: str, tensor: Tensor, pool: Executor) -> str | list[str]:
     pieces = tensor.unbind() if name in PIECEWISE else [tensor]
-    found = [_sum(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data) for piece in pieces]
+    found = [*pool.map(_sum, (piece.contiguous().reshape(-1).view(torch.uint8).numpy().data for piece in pieces))]
     return found if name in PIECEWISE else found[0]
 
 
