@@ -13,7 +13,7 @@ from pathlib import Path
 
 import graphs  # noqa: F401  for benches/explorer_page.py: host.boot() takes this folder off the path
 import host
-import train  # noqa: F401  for benches/ablation.py
+import train  # noqa: F401  for benches/ablation.py and lora.py
 from benches import Result
 
 MODULES = {
@@ -29,6 +29,7 @@ MODULES = {
     "photos": ("fill", "consistency", "views"),
     "writers": ("writers",),
     "ablation": ("ablation",),
+    "lora": ("lora",),
     "fleet": ("fleet",),
 }
 NAMES = [name for names in MODULES.values() for name in names]

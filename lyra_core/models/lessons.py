@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import comfy.clip_vision
@@ -23,7 +23,7 @@ from ..training.sample import Sample
 from ..training.state import State
 from ..world.world import to_uint8
 from . import adapters, generation, planner, streaming_vae
-from .devices import this_card
+from .devices import geometry_device, this_card
 from .learning import HostCodec, padded
 
 Pause = Callable[[], None]
@@ -99,6 +99,7 @@ def teach(
     beside = [encoder.patcher for encoder in (networks.vae, networks.clip_vision) if encoder is not None]
     needed = planner.teaching(trainee.network, samples[0].size, 2).working * planner.GIB
     with adapters.in_place(trainee, beside, needed, lesson.offload, lesson.checkpointed, lesson.half, pause) as model:
+        encoders = replace(encoders, geometry=geometry_device(samples[0].size, make_room=False))
 
         def stepped(step: Step) -> None:
             if lesson.look_every and step.number % lesson.look_every == 0:

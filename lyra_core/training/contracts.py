@@ -47,6 +47,7 @@ class Encoders:
     codec: Codec
     look: Callable[[Tensor], Tensor]  # a picture (H, W, 3) in -1 .. 1 -> (tokens, width)
     tell: Callable[[str], Tensor]  # a caption -> (tokens, width)
+    geometry: torch.device | str | None = None  # where views are warped and guides made; None: where the sample is
 
 
 @dataclass(frozen=True)

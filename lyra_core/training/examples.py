@@ -50,7 +50,16 @@ def example(
     not the sample's own.
     """
     sample = prepared(sample, encoders.codec, recipe)
-    return completed(sample, sighted(sample, window, recipe, generator, photo_only), encoders, recipe, generator, history)
+    sight = sighted(_for_geometry(sample, encoders.geometry), window, recipe, generator, photo_only)
+    return completed(sample, sight, encoders, recipe, generator, history)
+
+
+def _for_geometry(sample: Sample, device) -> Sample:
+    """The sample whose depths and cameras are there."""
+    if device is None:
+        return sample
+    depths = {frame: depth.to(device) for frame, depth in sample.depths.items()}
+    return replace(sample, cameras=sample.cameras.to(device), depths=depths)
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,8 @@ def completed(
     stream = sample.latents.stream
     history = stream[:, :first] if history is None else history
     if warped is None:
-        warped = encoders.codec.encode(torch.cat([sight.warped[:1], sight.warped]))[:, 1:]
+        shown = sight.warped.to(sample.frames.device)
+        warped = encoders.codec.encode(torch.cat([shown[:1], shown]))[:, 1:]
     condition = Condition(
         history_slots(sample, history, sight.retrieved, encoders.codec, recipe, generator),
         warped,
@@ -205,7 +215,7 @@ def warped_views(sample: Sample, window: Window, recipe: Recipe) -> tuple[Tensor
     keyframes = [sample.keyframe(window.newest)]
     if recipe.memory == "cloud":
         keyframes += [k for k in candidate_keyframes(sample, window, recipe) if k.frame != window.newest]
-    points = merge(*(lift(k.depth, k.camera, sample.picture(k.frame)) for k in keyframes))
+    points = merge(*(lift(k.depth, k.camera, sample.picture(k.frame).to(k.depth.device)) for k in keyframes))
     target = sample.cameras_of(window)
     device = points.xyz.device
     pictures = torch.empty(window.count, *sample.size, 3, device=device)
