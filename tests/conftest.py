@@ -95,7 +95,7 @@ def toy_scenes():
 @pytest.fixture(scope="session")
 def train(comfy_host, toy_scenes):
     """tools/train as a package, with its modules."""
-    for module in ("codec", "films", "gates", "painter", "pool", "release", "scoring", "sights"):
+    for module in ("codec", "films", "gates", "marks", "painter", "pool", "recording", "release", "scoring", "sights"):
         importlib.import_module(f"lyra_train.{module}")
     return sys.modules["lyra_train"]
 

@@ -126,12 +126,13 @@ def test_attention_begins_where_correspondences_point(train):
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(train, tmp_path, monkeypatch):
     monkeypatch.setattr(train.codec, "SCENES", 2)
     monkeypatch.setattr(train.codec, "CUT", (16, 16))
-    monkeypatch.setattr(train.codec, "REPORTED", 2)
-    monkeypatch.setattr(train.codec, "films", lambda seed, count: torch.rand(2, 3, 9, 16, 16, generator=torch.Generator().manual_seed(seed)))
+    monkeypatch.setattr(train.codec, "REPORTED", 1)
+    monkeypatch.setattr(train.codec, "SAVED", 0.0)
+    monkeypatch.setattr(train.codec, "films", lambda seed, count, device: torch.rand(2, 3, 9, 16, 16, generator=torch.Generator().manual_seed(seed)))
     whole = train.codec.train(tmp_path / "a", 4, width=4, say=lambda text: None)
 
     def stop(text: str) -> None:
-        if " 2/4" in text:
+        if "codec 3: " in text:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -290,15 +291,14 @@ def test_a_step_that_cannot_be_recorded_is_made_anyway(train, examples, monkeypa
         pool.put(example)
     one, other = learner(train), learner(train)
     expected = one.step(pool, 0, 1e-3)
-    other.device = torch.device("cuda")  # as far as recording goes
+    other.recording.recordable = True  # as on CUDA
     tries = []
 
     def fails(given):
         tries.append(given)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(other, "_record", fails)
-    monkeypatch.setattr(other, "_drawn", one._drawn)
+    monkeypatch.setattr(other.recording, "_record", fails)
     assert [float(other.step(pool, step, 1e-3)) for step in (0, 1)][0] == float(expected)
     assert len(tries) == 1 and "not recorded" in capsys.readouterr().out
 

@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("output/lyra_tiny"), help="where all of it goes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--codec-steps", type=int, default=6000)
+    parser.add_argument("--codec-minutes", type=float, help="for the codec: the clock ends its training, with fewer steps or more")
     parser.add_argument("--films", type=int, default=96, help="scenes that are learned from")
     parser.add_argument("--steps", type=int, default=20000, help="of the transformer")
     parser.add_argument("--minutes", type=float, help="for the transformer: the clock ends its training, with fewer steps or more")
@@ -61,12 +62,13 @@ def main(arguments: list[str]) -> int:
     if options.codec:
         network = codec.read(options.codec).to(device)
     else:
-        learned = codec.train(folder / "codec.training.safetensors", options.codec_steps, options.seed, device=device, say=say)
+        file, minutes = folder / "codec.training.safetensors", options.codec_minutes
+        learned = codec.train(file, options.codec_steps, options.seed, device=device, say=say, minutes=minutes)
         network = codec.in_format(learned, codec.films(options.seed, 8))
+    codec.write(network, folder / "codec.safetensors")
     if options.until == "codec":
         say(str(gates.codec(network, recipe, options.held_out, (height, width))))
         return 0
-    codec.write(network, folder / "codec.safetensors")
     coder = codec.TrainingCodec(network, codec.fingerprint(network))
     encoders = contracts.Encoders(coder, lambda picture: torch.zeros(1, 1), release.padded)
     made = {"seed": options.seed, "films": options.films, "batch": options.batch, "examples": options.examples}

@@ -1,16 +1,19 @@
 """The paper's ablation at home: five small transformers of one parent, each trained as long, on scenes of boxes.
 
-LYRA2_TINY names the folder of `train-tiny` (default output/lyra_tiny): its codec and films are used, and its transformer is
-the parent; without one, all begin from the same fresh weights. LYRA2_ABLATION is "steps,scenes,walks,chunks": how long each
-learns, how many held-out scenes are painted, along how many a walk goes, and how far. Trainings go on where they were stopped.
+LYRA2_TINY names the folder of `train-tiny` (default output/lyra_tiny): its films are used, and its checkpoint is the parent, or
+fresh weights where there is none. LYRA2_ABLATION is "steps,scenes,walks,chunks": how long each learns, how many held-out scenes are
+painted, along how many a walk goes, and how far. LYRA2_PROCESSES (0) of them make examples and paint scenes meanwhile. All goes on
+where it was stopped; after LIMIT seconds, if it is given, the table is printed of what is there by then.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from collections import defaultdict
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -25,6 +28,7 @@ from torch import Tensor
 from . import Result
 
 BUDGET = (4000, 16, 16, 10)  # steps, scenes, walks, chunks of a walk
+BEGIN = 96  # examples before the first step at most
 TITLE = "toy scale, synthetic scenes"
 # style consistency and camera control in the paper's table
 PAPER = {
@@ -47,31 +51,38 @@ Scores = dict[str, list[float]]
 
 
 def ablation() -> Iterator[Result]:
-    parts = ("codec", "films", "painter", "release", "scoring")
-    codec, films, painter, release, scoring = (import_module(f"train.{part}") for part in parts)
-    contracts = import_module("lyra_core.training.contracts")
+    began, limit = time.monotonic(), float(os.environ.get("LIMIT", "inf"))
+    marks, painter, scoring = (import_module(f"train.{part}") for part in ("marks", "painter", "scoring"))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     folder = Path(os.environ.get("LYRA2_TINY", "output/lyra_tiny"))
-    steps, count, walks, chunks = budget()
-    record = json.loads((folder / "made.json").read_text())
-    network = codec.read(folder / "codec.safetensors").to("cuda" if torch.cuda.is_available() else "cpu")
-    coder = codec.TrainingCodec(network, codec.fingerprint(network))
-    encoders = contracts.Encoders(coder, lambda picture: torch.zeros(1, 1), release.padded)
-    samples = films.training_set(folder / "films", record["films"], painter.RECIPE, coder, record["seed"], tuple(record["size"]))
-    kept = films.held_out(count, painter.RECIPE, size=tuple(record["size"]))
-    long = films.held_out(walks, painter.RECIPE, chunks, tuple(record["size"]))
-    parent = record["parent"]
-    print(f"{TITLE}: {steps} steps each on {len(samples)} films, from {parent}; {count} scenes, {walks} walks of {chunks} chunks", flush=True)
+    (steps, count, walks, chunks), record = budget(), json.loads((folder / "made.json").read_text())
+    place = kept_apart(folder / "ablation", {"steps": steps, "chunks": chunks, "made": record})
+    recipes = {name: replace(painter.RECIPE, **changes) for name, changes in CHANGES.items()}
+    processes, todo = int(os.environ.get("LYRA2_PROCESSES", "0")), marks.tasks(count, walks)
+    print(f"{TITLE}: {steps} steps each, from {record['parent']}; {count} scenes, {walks} walks of {chunks} chunks", flush=True)
+    with marks.Markers(place, recipes, todo, chunks, tuple(record["size"]), processes) as markers:
+        missing = [name for name in recipes if not (place / f"{marks.checkpoint(name)}.safetensors").exists()]
+        if missing:
+            yield from learned(folder, place, {name: recipes[name] for name in missing}, steps, record, processes)
+        markers.finish(lambda: limit - (time.monotonic() - began))
     table, curves = {}, {}
-    for name, changes in CHANGES.items():
-        recipe = replace(painter.RECIPE, **changes)
-        learned = trained(folder, name, recipe, samples, encoders, steps, record)
-        table[name], curves[name] = scores(painter.spoken(learned), encoders, recipe, kept, long, scoring)
+    for name in recipes:
+        table[name], curves[name] = marks.gathered(place, name, todo)
         yield from rows(name, table[name], table["full"], scoring)
     picture = folder / "ablation.png"
     draw(curves, f"{TITLE}: {steps} steps").save(picture)
     (folder / "ablation.json").write_text(json.dumps({"budget": budget(), "made": record, "scores": table, "curves": curves}, indent=1))
     yield Result("curves and numbers", f"{picture.name}, ablation.json")
+
+
+def kept_apart(place: Path, settings: dict) -> Path:
+    """The folder of what is trained and marked; ValueError if it is of another ablation."""
+    place.mkdir(parents=True, exist_ok=True)
+    told = place / "settings.json"
+    if told.exists() and json.loads(told.read_text()) != settings:
+        raise ValueError(f"{place} is of an ablation with {told.read_text()}; move it away to begin another one")
+    told.write_text(json.dumps(settings))
+    return place
 
 
 def budget() -> tuple[int, int, int, int]:
@@ -84,43 +95,41 @@ def budget() -> tuple[int, int, int, int]:
     return steps, count, walks, chunks
 
 
-def trained(folder: Path, name: str, recipe, samples, encoders, steps: int, record: dict):
-    """One of the five, from the parent's weights."""
-    painter = import_module("train.painter")
-    network = painter.new(record["seed"]).to("cuda" if torch.cuda.is_available() else "cpu")
-    if record["transformer_steps"]:
-        painter.put_back(folder / "transformer.training.safetensors", network)
-    file = folder / f"ablation-{name.replace(' ', '-')}.training.safetensors"
-    course = painter.Course(steps, record["batch"], record["examples"], record["examples"], seed=record["seed"] + 1)
-    names = [sample.name for sample in samples]
-    with import_module("train.sights").Makers(folder / "films", names, recipe, course.seed, 0, 0, folder / "sights") as makers:
-        say = partial(print, f"{name}:", flush=True)
-        return painter.train(file, network, makers, samples, encoders, course, recipe, say)
-
-
-def scores(model, encoders, recipe, kept: list, long: list, scoring) -> tuple[Scores, dict[str, list[list[float]]]]:
-    """Every number of every scene, and the curves along walks."""
-    found: Scores = defaultdict(list)
-    curves: dict[str, list[list[float]]] = {"colour": [], "sharpness": []}
-    scenes, films = import_module("train.scenes"), import_module("train.films")
-    for number, film in enumerate(kept):
-        window = film.windows(recipe.chunk, recipe.windows)[-1]
-        where, true = scoring.parts(film, window, recipe), scoring.truth(film, window)
-        made = scoring.painted(model, encoders, film, window, recipe, number)
-        for part in ("remembered", "new"):
-            for measure, value in scoring.alike(made, true, getattr(where, part)).items():
-                found[f"{part}: {measure}"].append(value)
-        found["reprojection error"].append(scoring.reprojected(made, film, window))
-        scene = scenes.scene(films.HELD_OUT + number)
-        degrees, units = scoring.camera_error(made[-1], scene, film.cameras[window.first + window.count - 1])
-        found["camera, degrees"].append(degrees)
-        found["camera, units"].append(units)
-    for number, film in enumerate(long):
-        made = scoring.walked(model, encoders, film, recipe, number)
-        for what, values in scoring.drift(made, film.frames[1:].float() / 255, recipe.chunk).items():
-            curves[what].append(values)
-            found[f"{what}, slope a chunk"].append(abs(scoring.slope(values)))
-    return dict(found), curves
+def learned(folder: Path, place: Path, recipes: dict, steps: int, record: dict, processes: int) -> Iterator[Result]:
+    """Train those networks one after the other; a line for each that can't be."""
+    codec, films, painter, release, sights, marks = (
+        import_module(f"train.{part}") for part in ("codec", "films", "painter", "release", "sights", "marks")
+    )
+    contracts = import_module("lyra_core.training.contracts")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    begun = folder / "lyra_tiny.safetensors"
+    parent, coder = release.read(begun) if begun.exists() else (painter.new(record["seed"]), codec.read(folder / "codec.safetensors"))
+    coder = coder.to(device)
+    eyes = codec.TrainingCodec(coder, codec.fingerprint(coder))
+    encoders = contracts.Encoders(eyes, lambda picture: torch.zeros(1, 1), release.padded)
+    course = painter.Course(steps, record["batch"], record["examples"], min(record["examples"], BEGIN), seed=record["seed"] + 1)
+    names = [films.name(number) for number in films.learned(record["films"], record["seed"])]
+    with ExitStack() as stack:
+        each = -(-processes // 4)  # they are ahead of the training, all at the same time
+        makers = {
+            name: stack.enter_context(
+                sights.Makers(folder / "films", names, recipe, course.seed, 0, each, place / f"{marks.checkpoint(name)}.sights")
+            )
+            for name, recipe in recipes.items()
+        }
+        size = tuple(record["size"])
+        samples = films.training_set(folder / "films", record["films"], painter.RECIPE, eyes, record["seed"], size, device=device)
+        for name, recipe in recipes.items():
+            file = place / f"{marks.checkpoint(name)}.safetensors"
+            file.with_suffix(".none").unlink(missing_ok=True)
+            try:
+                say = partial(print, f"{name}:", flush=True)
+                network, training = copy.deepcopy(parent).requires_grad_(True).to(device), file.with_suffix(".training.safetensors")
+                made = painter.train(training, network, makers[name], samples, encoders, course, recipe, say)
+                release.write(file, made, coder)
+            except (RuntimeError, ValueError) as problem:  # the others are compared all the same
+                file.with_suffix(".none").touch()
+                yield Result(name, f"not trained: {problem}", "is trained", False)
 
 
 def rows(name: str, found: Scores, full: Scores, scoring) -> Iterator[Result]:
@@ -128,7 +137,7 @@ def rows(name: str, found: Scores, full: Scores, scoring) -> Iterator[Result]:
     style, control = PAPER[name]
     yield Result(f"{name}; the paper: style consistency, camera control", f"{style:.2f}, {control:.2f}")
     for measure, values in found.items():
-        towards = _towards(measure, values, full[measure], scoring) if name != "full" and full.get(measure) else ""
+        towards = _towards(measure, values, full.get(measure, []), scoring) if name != "full" and full.get(measure) else ""
         yield Result(f"  {measure}", scoring.told(values) + towards)
 
 
@@ -148,7 +157,7 @@ def draw(curves: dict, title: str) -> Image.Image:
     pen.text((edge, 8), title, (232, 232, 232), font)
     labels = {"colour": "distance of mean colours from the true ones", "sharpness": "log of sharpness over the true one"}
     for column, (what, label) in enumerate(labels.items()):
-        lines = {name: Tensor(found[what]).mean(0) for name, found in curves.items() if found[what]}
+        lines = {name: Tensor(found[what]).mean(0) for name, found in curves.items() if found.get(what)}
         if not lines:
             continue
         values = torch.stack([*lines.values(), torch.zeros_like(next(iter(lines.values())))])

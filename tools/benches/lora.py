@@ -46,7 +46,6 @@ def lora() -> Iterator[Result]:
     began = time.perf_counter()
     yield Result("lora: on", torch.cuda.get_device_name(0) if CUDA else "no GPU: a rehearsal")
     lyra2_host.register()
-    if CUDA:
     vae, encoders, sample = learned_from()
     yield Result("lora: a film of two chunks and its latents", f"{time.perf_counter() - began:.1f} s")
     trainee = None

@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,10 +24,10 @@ from torch import Tensor, nn
 from lyra_core.files import replacing
 from lyra_core.models.streaming_vae import FRAMES, decoder_reach, encoder_reach
 
-from . import going_on, scenes
+from . import going_on, recording, scenes
 from .films import SIZE
 
-CHANNELS = 16
+CHANNELS, PIXELS = 16, 8  # of a latent; of a picture beside each other that become one latent
 WIDTH = 12  # of the first layer; the released VAE's is 96
 NOISE = 0.05  # on latents while training, of their spread, so that near latents stand for near pictures
 RATE = 8e-4
@@ -34,7 +36,7 @@ SCENES, RENEWED = 24, 150  # that are filmed at a time, and for how many steps
 CUT = (48, 64)  # height and width of what a step sees of a frame
 PICTURES, SHORT, LONG = (10, 1), (2, 5), (1, 9)  # how many clips a step sees, and how many frames of each
 ALONE = 0.3  # of all steps, the first, see pictures alone: ten different ones teach more than as many alike
-REPORTED = 25  # steps between two reports, and checkpoints
+REPORTED, SAVED = 25, 20.0  # steps between two reports; seconds between two checkpoints
 
 
 class Norm(RMS_norm):
@@ -136,52 +138,72 @@ def _each_frame(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def train(
-    path: Path, steps: int, seed: int = 0, width: int = WIDTH, device="cpu", say: Callable[[str], None] = print
+    path: Path,
+    steps: int,
+    seed: int = 0,
+    width: int = WIDTH,
+    device="cpu",
+    say: Callable[[str], None] = print,
+    minutes: float | None = None,
 ) -> WanVAE:
-    """A codec after so many steps, on `device`; goes on from the checkpoint at `path` if there is one. What a step sees follows from its number."""
-    network = new(seed, width).to(device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.97), weight_decay=1e-4)
-    settings = {"width": width, "seed": seed, "steps": steps}
-    first, clips, errors = going_on.resume(path, network, optimiser, settings), Tensor(), []
-    for step in range(first, steps):
-        if step == first or step % RENEWED == 0:
-            clips = films(seed + 1 + step // RENEWED, SCENES).to(device)
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        kind = PICTURES if step < ALONE * steps else (PICTURES, SHORT, LONG, SHORT)[step % 4]
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        errors.append(_step(network, optimiser, _drawn(clips, kind, generator), generator))
-        if (step + 1) % REPORTED == 0 or step + 1 == steps:
-            going_on.keep(path, network, optimiser, step + 1, settings)
-            say(f"codec {step + 1}/{steps}: {-10 * math.log10(sum(errors) / len(errors) / 4):.2f} dB")
-            errors = []
+    """A codec after so many steps, on `device`; goes on from the checkpoint at `path` if there is one.
+
+    What a step sees follows from its number. With `minutes` the clock ends the training, and rate and kinds of steps go by it.
+    """
+    began, network = time.monotonic(), new(seed, width).to(device)
+    weights = list(network.parameters())
+    optimiser = recording.optimiser(weights, RATE, betas=(0.9, 0.97), weight_decay=1e-4)
+    learn = recording.Recording(partial(_learn, network, weights, optimiser), weights, optimiser)
+    settings = {"width": width, "seed": seed, **({"clock": True} if minutes else {"steps": steps})}
+    step = first = going_on.resume(path, network, optimiser, settings)
+    clips, errors, saved = Tensor(), [], began
+
+    def progress() -> float:
+        return min(1.0, (time.monotonic() - began) / 60 / minutes) if minutes else step / steps
+
+    done = progress()
+    with torch.backends.cudnn.flags(benchmark=True):
+        while done < 1:
+            if step == first or step % RENEWED == 0:
+                clips = films(seed + 1 + step // RENEWED, SCENES, device=device)
+            recording.set_rate(optimiser, RATE * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))))
+            kind = PICTURES if done < ALONE else (PICTURES, SHORT, LONG, SHORT)[step % 4]
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            errors.append(learn(*_drawn(clips, kind, generator)))
+            step, done = step + 1, (progress() if minutes else (step + 1) / steps)
+            if step % REPORTED and done < 1:
+                continue
+            error, errors = float(torch.stack(errors).mean()), []  # the only place where the device is waited for
+            say(f"codec {step}: {-10 * math.log10(error / 4):.2f} dB, {100 * done:.0f} %")
+            if done >= 1 or time.monotonic() - saved >= SAVED:
+                going_on.keep(path, network, optimiser, step, settings)
+                saved = time.monotonic()
     return network
 
 
-def _step(network: WanVAE, optimiser: torch.optim.Optimizer, video: Tensor, generator: torch.Generator) -> float:
-    """One step on videos (B, 3, F, H, W) in -1 .. 1; their mean squared error."""
+def _learn(network: WanVAE, weights: Sequence[Tensor], optimiser: torch.optim.Optimizer, video: Tensor, noise: Tensor) -> Tensor:
+    """One step on videos (B, 3, F, H, W) in -1 .. 1, and noise of the size of their latents; their mean squared error."""
     with torch.autocast(video.device.type, torch.bfloat16):
         latents = encode(network, video).float()
         spread = latents.detach().std((0, 2, 3, 4), keepdim=True)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        error = decode(network, latents + NOISE * spread * noise).float() - video
+        error = decode(network, latents + NOISE * spread * noise.to(latents)).float() - video
     squared = error.square().mean()
     optimiser.zero_grad()
     (squared + 0.05 * error.abs().mean()).backward()
-    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(weights, 1.0)
     optimiser.step()
-    return float(squared.detach())
+    return squared.detach()
 
 
-def films(seed: int, count: int, frames: int = 33, size: tuple[int, int] = SIZE) -> Tensor:
+def films(seed: int, count: int, frames: int = 33, size: tuple[int, int] = SIZE, device=None) -> Tensor:
     """(count, 3, frames, H, W) videos in -1 .. 1 of as many scenes."""
     made = [scenes.scene(seed * 10_007 + i) for i in range(count)]
     walks = [scenes.walk(scene, seed * 10_007 + i, WALK, size, False)[20 : 20 + frames] for i, scene in enumerate(made)]
-    return scenes.render(made, walks)[0].movedim(-1, 1) * 2 - 1
+    return scenes.render(made, walks, device=device)[0].movedim(-1, 1) * 2 - 1
 
 
-def _drawn(clips: Tensor, kind: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """So many cuts (count, 3, frames, *CUT) of clips, some mirrored, some backwards or still at first."""
+def _drawn(clips: Tensor, kind: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """So many cuts (count, 3, frames, *CUT) of clips, some mirrored, some backwards or still at first; and noise for their latents."""
 
     def below(count: int) -> int:
         return int(torch.randint(count, (), generator=generator))
@@ -194,7 +216,8 @@ def _drawn(clips: Tensor, kind: tuple[int, int], generator: torch.Generator) -> 
         top, left = below(clip.shape[2] - height + 1), below(clip.shape[3] - width + 1)
         cut = clip[:, [max(0, start + frame) for frame in range(frames)], top : top + height, left : left + width]
         cuts.append(cut.flip([axis for axis in (1, 3) if torch.rand((), generator=generator) < 0.5]))
-    return torch.stack(cuts)
+    shape = (count, CHANNELS, 1 + (frames - 1) // FRAMES, height // PIXELS, width // PIXELS)
+    return torch.stack(cuts), torch.randn(shape, generator=generator).to(clips.device)
 
 
 # ------------------------------------------------------------------------------------------------------ as the host's

@@ -26,7 +26,7 @@ from lyra_core.training.optimisation import everything, tamed, trained
 from lyra_core.training.recipe import Recipe
 from lyra_core.training.sample import Sample
 
-from . import going_on, pool
+from . import going_on, pool, recording
 from .sights import Makers
 
 CONFIG = {
@@ -262,30 +262,21 @@ class Learner:
     def __init__(self, network: Lyra2Model, recipe: Recipe, course: Course):
         self.network, self.recipe, self.course = network, recipe, course
         self.device = network.head.head.weight.device
-        cuda = self.device.type == "cuda"
         self.weights = list(trained(network, everything).values())
-        rate = torch.tensor(course.rate, device=self.device) if cuda else course.rate
-        self.optimiser = torch.optim.AdamW(
-            self.weights, lr=rate, betas=(0.9, 0.98), weight_decay=1e-2, fused=cuda or None, capturable=cuda
-        )
+        self.optimiser = recording.optimiser(self.weights, course.rate, betas=(0.9, 0.98), weight_decay=1e-2)
         self.average = [weight.detach().clone() for weight in self.weights]
         self.times = timestep_table(recipe.shift).to(self.device)
         self.worth = weight_table(recipe.shift).to(self.device)
-        self.recorded, self.recordable, self.inputs, self.loss = None, True, (), None
+        self.recording = recording.Recording(self._learn, self.weights, self.optimiser)
 
     def prepare(self, examples: pool.Pool) -> bool:
         """Record a step if that can be done here; weights and moments stay as they are."""
-        return self.device.type == "cuda" and self._recorded(self._drawn(examples, 0))
+        return self.recording.ready(*self._drawn(examples, 0))
 
     def step(self, examples: pool.Pool, step: int, rate: float) -> Tensor:
         """Step number `step`, which says what is drawn; its loss, a scalar on the device."""
-        given = self._drawn(examples, step)
-        for group in self.optimiser.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-        loss = self._played(given) if self.device.type == "cuda" and self._recorded(given) else self._learn(*given)
+        recording.set_rate(self.optimiser, rate)
+        loss = self.recording(*self._drawn(examples, step))
         torch._foreach_lerp_(self.average, [weight.detach() for weight in self.weights], 1 - min(AVERAGE, (1 + step) / (10 + step)))
         return loss
 
@@ -312,48 +303,6 @@ class Learner:
         tamed(self.weights, LARGEST_NORM)
         self.optimiser.step()
         return loss.detach()
-
-    def _recorded(self, given: tuple[Tensor, ...]) -> bool:
-        """Whether a step is recorded; tried once. Without, steps are the same and take longer."""
-        if self.recorded is None and self.recordable:
-            self.recordable = False
-            try:
-                self._record(given)
-            except RuntimeError as reason:
-                print(f"steps are not recorded, which makes them slower: {reason}", flush=True)
-                self.recorded = None
-        return self.recorded is not None
-
-    def _played(self, given: tuple[Tensor, ...]) -> Tensor:
-        for place, value in zip(self.inputs, given, strict=True):
-            place.copy_(value)
-        self.recorded.replay()
-        return self.loss.clone()
-
-    def _record(self, given: tuple[Tensor, ...]) -> None:
-        """Record a step on tensors of these sizes; weights and moments are afterwards as they were."""
-        self.inputs = tuple(value.clone() for value in given)
-        before = [weight.detach().clone() for weight in self.weights]
-        moments = {weight: {name: value.clone() for name, value in self.optimiser.state[weight].items()} for weight in self.optimiser.state}
-        try:
-            beside = torch.cuda.Stream()
-            beside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(beside):
-                for _ in range(3):
-                    self._learn(*self.inputs)
-            torch.cuda.current_stream().wait_stream(beside)
-            self.optimiser.zero_grad()
-            self.recorded = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.recorded, capture_error_mode="thread_local"):
-                self.loss = self._learn(*self.inputs)
-        finally:
-            torch.cuda.set_stream(torch.cuda.default_stream(self.device))  # where a recording that failed has not gone back to
-            torch.cuda.synchronize()
-            with torch.no_grad():
-                for weight, value in zip(self.weights, before, strict=True):
-                    weight.copy_(value)
-                    for name, moment in self.optimiser.state[weight].items():
-                        moment.copy_(moments[weight][name]) if weight in moments else moment.zero_()
 
     # ------------------------------------------------------------------------------------------------------- kept
 

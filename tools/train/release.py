@@ -6,20 +6,21 @@ from pathlib import Path
 
 import torch
 from comfy.ldm.wan.vae import WanVAE
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lyra_core.files import replacing
 from lyra_core.models import lyra2_host, words
 from lyra_core.models.lyra2 import TEXT_TOKENS, Lyra2Model
 
+from . import codec, painter
 from .painter import CONFIG
 from .scenes import VOCABULARY
 
 LARGEST = 25_000_000  # bytes of the file
 
 
-def weights(network: Lyra2Model, codec: WanVAE) -> dict[str, Tensor]:
+def weights(network: Lyra2Model, coder: WanVAE) -> dict[str, Tensor]:
     """Transformer in bfloat16, codec in half precision, by the names that the host looks for."""
     transformer = {name: weight.detach().bfloat16() for name, weight in network.state_dict().items()}
     matrix = transformer["patch_embedding.weight"]
@@ -27,16 +28,16 @@ def weights(network: Lyra2Model, codec: WanVAE) -> dict[str, Tensor]:
     transformer |= {"patch_embedding.weight": matrix.flatten(1), lyra2_host.CONFIG_KEY: lyra2_host.pack_config(config)}
     parts = {
         "model.diffusion_model.": transformer,
-        "vae.": {name: weight.detach().half() for name, weight in codec.state_dict().items()},
+        "vae.": {name: weight.detach().half() for name, weight in coder.state_dict().items()},
         "text_encoders.": words.weights(VOCABULARY, network.text_dim),
     }
     return {prefix + name: weight.cpu().contiguous() for prefix, part in parts.items() for name, weight in part.items()}
 
 
-def write(path: Path, network: Lyra2Model, codec: WanVAE) -> Path:
+def write(path: Path, network: Lyra2Model, coder: WanVAE) -> Path:
     """The checkpoint, for ComfyUI/models/checkpoints."""
     with replacing(path) as part:
-        save_file(weights(network, codec), part, {"format": "pt"})
+        save_file(weights(network, coder), part, {"format": "pt"})
     return path
 
 
@@ -54,3 +55,11 @@ def padded(caption: str) -> Tensor:
     """The same, as long as the transformer reads."""
     told = tell(caption)
     return torch.nn.functional.pad(told, (0, 0, 0, TEXT_TOKENS - len(told)))
+
+
+def read(path: Path) -> tuple[Lyra2Model, WanVAE]:
+    """Transformer and codec of what `write` wrote, in float32."""
+    found, (network, coder) = load_file(path), (painter.new(0), codec.new(0))
+    for prefix, part in (("model.diffusion_model.", network), ("vae.", coder)):
+        part.load_state_dict({name: found[prefix + name].float().view_as(own) for name, own in part.state_dict().items()})
+    return network, coder
