@@ -14,7 +14,6 @@ from functools import cache
 import torch
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 ELSEWHERE = torch.device("privateuseone:0")  # the name that torch keeps for devices that it doesn't know
 TWO_DEVICES = ("_to_copy", "copy_")
@@ -49,6 +48,28 @@ class Elsewhere(torch.Tensor):
         return _compute(function, args, kwargs or {})
 
 
+def _leaves(found) -> list:
+    """What lies in the tuples, lists and mappings that torch hands to an operation; its own pytree takes ten times as long."""
+    if isinstance(found, dict):
+        found = found.values()
+    elif not isinstance(found, (tuple, list)):
+        return [found]
+    return [leaf for part in found for leaf in _leaves(part)]
+
+
+def _changed(change, found):
+    """`found` with its leaves changed."""
+    if isinstance(found, dict):
+        return {key: _changed(change, part) for key, part in found.items()}
+    return type(found)(_changed(change, part) for part in found) if isinstance(found, (tuple, list)) else change(found)
+
+
+@cache
+def _is_kernel(function) -> bool:
+    """Whether an operation is no view."""
+    return not any(part.alias_info and not part.alias_info.is_write for part in function._schema.returns)
+
+
 def _inner(found):
     return found.inner if isinstance(found, Elsewhere) else found
 
@@ -59,7 +80,7 @@ def _here(found) -> bool:
 
 
 def _compute(function, args, kwargs):
-    given = tree_leaves((args, kwargs))
+    given = _leaves((args, kwargs))
     there = any(isinstance(leaf, Elsewhere) for leaf in given)
     target = kwargs.get("device")
     asked = target is not None and torch.device(target).type == ELSEWHERE.type
@@ -67,17 +88,17 @@ def _compute(function, args, kwargs):
         kwargs = {**kwargs, "device": torch.device("cpu")}
     name = function.overloadpacket.__name__
     checked = (args[0], *args[2:]) if name in INDEXED and isinstance(args[0], Elsewhere) else (args, kwargs)
-    left = [tuple(leaf.shape) for leaf in tree_leaves(checked) if _here(leaf)]
+    left = [tuple(leaf.shape) for leaf in _leaves(checked) if _here(leaf)]
     if there and left and name not in TWO_DEVICES:
         raise RuntimeError(f"{function} got tensors of two devices: {left} on the processor")
-    made = function(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+    made = function(*_changed(_inner, args), **_changed(_inner, kwargs))
     if name == "copy_":
         return args[0]
     if not (asked or (there and target is None)):
         return made
     # an operation in place gives its own tensor back
     own = {id(_inner(leaf)): leaf for leaf in given if isinstance(leaf, Elsewhere)}
-    return tree_map(lambda t: own.get(id(t), Elsewhere(t)) if isinstance(t, torch.Tensor) else t, made)
+    return _changed(lambda t: own.get(id(t), Elsewhere(t)) if isinstance(t, torch.Tensor) else t, made)
 
 
 class _Factories(TorchDispatchMode):
@@ -90,14 +111,14 @@ class _Factories(TorchDispatchMode):
         self.moved = 0  # bytes between the two
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        given = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if any(isinstance(leaf, Elsewhere) for leaf in given):
             name = function.overloadpacket.__name__
-            masked = name in INDEXED and any(t.dtype is torch.bool for t in tree_leaves(args[1]) if isinstance(t, torch.Tensor))
+            masked = name in INDEXED and any(t.dtype is torch.bool for t in _leaves(args[1]) if isinstance(t, torch.Tensor))
             to_processor = name == "_to_copy" and torch.device(kwargs.get("device") or ELSEWHERE).type == "cpu"
             to_processor |= name == "copy_" and not isinstance(args[0], Elsewhere)
             self.waits += name in WAITS or masked or to_processor
-            self.kernels += not any(part.alias_info and not part.alias_info.is_write for part in function._schema.returns)
+            self.kernels += _is_kernel(function)
         made = _compute(function, args, kwargs or {})
         if function.overloadpacket.__name__ in TWO_DEVICES and isinstance(given[-1], Elsewhere) != isinstance(made, Elsewhere):
             self.moved += given[-1].nbytes
