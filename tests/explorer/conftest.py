@@ -18,7 +18,7 @@ from lyra_core.memory.depth import room_box
 from lyra_core.world import preview, world_files
 from lyra_core.world.world import begin
 
-SIZE = (240, 416)
+SIZE = (128, 208)
 
 
 @pytest.fixture(scope="session")

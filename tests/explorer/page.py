@@ -73,7 +73,7 @@ def workflow(graphs, definitions: dict, folder: str, chunk_frames: int = 16, gro
     zooms: a path of 17 cameras into the photo is connected to the Explorer.
     """
     Node = graphs.describe.Node
-    columns, sources = _photo(graphs, 416, 240), {"world": ("begin", 0)}
+    columns, sources = _photo(graphs, 208, 128), {"world": ("begin", 0)}
     if zooms:
         columns[-1]["zoom"] = Node("Lyra2ZoomTrajectory", {"frames": 17}, {"depth": ("depth", 0)})
         sources["cameras"] = ("zoom", 0)

@@ -18,7 +18,7 @@ from lyra_core.cameras.camera import quaternion_to_rotation, rotation_to_quatern
 from lyra_core.memory import point_cloud, preflight
 from lyra_core.world import world_files
 
-SIZE = (240, 416)
+SIZE = (128, 208)
 KEY = "{ R: [0, 0, 0, 1], T: [0.1, 0, 0.4], fov: 40 }"
 FRONTENDS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "nodes2"])
 
