@@ -23,6 +23,7 @@ from ..splats.alignment import seen_from_first
 from ..splats.reconstruct import FARTHEST_SKY, SKY, SKY_QUANTILE
 from ..world.made_up import continued
 from .da3_gaussians import CAMERA_HEADS, Da3Gaussians, OnStep
+from .devices import geometry_device
 
 log = logging.getLogger(__name__)
 
@@ -199,12 +200,12 @@ class MemoryEstimator:
     def __call__(self, frames: Tensor, cameras: Cameras, known: Tensor, on_step: OnStep = _nothing) -> Estimate:
         if not known.any():
             raise ValueError(f"the memory knows nothing of these {len(known)} frames; use a depth model for them")
-        depths = []
-        for done, depth in enumerate(known):
+        depths, there = [], known.to(geometry_device(known.shape[-2:], make_room=False))
+        for done, depth in enumerate(there):
             _step(on_step, done, len(known))
-            depths.append(_filled(depth, known.max()))
+            depths.append(_filled(depth, there.max()))
         _step(on_step, len(known), len(known))
-        return Estimate(torch.stack(depths), scaled=True)
+        return Estimate(torch.stack(depths).to(known.device), scaled=True)
 
 
 def _filled(depth: Tensor, otherwise: Tensor) -> Tensor:

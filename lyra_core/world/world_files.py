@@ -25,7 +25,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -147,6 +146,7 @@ def _add(
             with files.explained(folder / entry.file, entry.size):
                 os.replace(partial, folder / entry.file)
             entries[entry.key] = entry
+            _whole.add(_which(folder, entry))  # what was just written need not be looked through
             moved.append(folder / entry.file)
         for key in world.keys:
             entries.setdefault(key, known.get(key))
@@ -213,21 +213,27 @@ def damage(folder: Path, entry: Entry) -> str:
     """Why a listed file is not what it should be, by all that is in it; looked through once per process and file."""
     if fault := _fault(folder, entry):
         return fault
-    stat, file = (folder / entry.file).stat(), folder / entry.file
-    said = json.dumps([entry.prompt, entry.settings, entry.content])
-    return _damage_inside(file, (stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns), said, entry.header)
+    which = _which(folder, entry)
+    if which not in _whole:
+        try:
+            file = open_chunk(folder / entry.file)
+            if entry.header:
+                file.check()
+            elif fault := content_fault(file, entry.prompt, entry.settings, entry.content):
+                return fault
+        except DamagedFile as problem:
+            return problem.fault
+        _whole.add(which)
+    return ""
 
 
-@lru_cache(maxsize=4096)
-def _damage_inside(path: Path, _which: tuple, said: str, header: str) -> str:
-    try:
-        file = open_chunk(path)
-        if header:
-            file.check()
-            return ""
-        return content_fault(file, *json.loads(said))
-    except DamagedFile as problem:
-        return problem.fault
+_whole: set[tuple] = set()  # files of this process's worlds that are what they should be, as long as nobody touches them
+
+
+def _which(folder: Path, entry: Entry) -> tuple:
+    stat = (folder / entry.file).stat()
+    said = json.dumps([entry.prompt, entry.settings, entry.content, entry.header])
+    return str(folder / entry.file), stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns, said
 
 
 def content_fault(file: ChunkFile, prompt: str, settings: Mapping, content: str) -> str:

@@ -189,7 +189,7 @@ def checking(folder: Path, world: World) -> Iterator[Result]:
         start = time.perf_counter()
         world_files.save(world, folder)
         laps.append(time.perf_counter() - start)
-    world_files._damage_inside.cache_clear()
+    world_files._whole.clear()
     start = time.perf_counter()
     world_files.save(world, folder)
     yield Result(
