@@ -30,7 +30,7 @@ def load_package(name: str, folder: Path):
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != PROJECT]
 sys.path.append(str(PROJECT / "tests"))  # what tests share
 load_package("lyra_core", PROJECT / "lyra_core")
-import warm_start  # noqa: E402
+import servers  # noqa: E402
 
 # Files that take longest, so that workers that share the suite begin with them and end together. Files that draw pages, which
 # takes every core, stand where one of two workers is likely to draw at a time.
@@ -64,8 +64,8 @@ def load_tool(name: str):
 def launcher():
     """tools/comfy.py as a module, whose servers are forks where they can be."""
     module = load_tool("comfy")
-    if warm_start.is_possible():
-        module.start_process = warm_start.start_process
+    if servers.is_possible():
+        module.start_process = servers.start_process
     return module
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import servers
 
 SIZE = (64, 96)
 
@@ -38,7 +39,7 @@ def run(launcher, server, project):
 
     def run(name: str, *settings: str) -> list[str]:
         workflow = json.loads((project / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-        object_info = server.get("/object_info")
+        object_info = servers.object_info(server)
         prompt = launcher.to_api_format(workflow, object_info)
         launcher.apply_settings(prompt, list(settings), server.base / "input", object_info)
         return launcher.output_texts(launcher.run_prompt(server, prompt))

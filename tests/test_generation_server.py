@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import servers
 from learners import wall
 from safetensors.torch import load_file
 
@@ -75,7 +76,7 @@ def prompt_of(launcher, server, project, name: str, *settings: str, bypassed: bo
     workflow = json.loads((project / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     for node in workflow["nodes"]:
         node["mode"] = node["mode"] if bypassed else 0
-    object_info = server.get("/object_info")
+    object_info = servers.object_info(server)
     prompt = launcher.to_api_format(workflow, object_info)
     own = {"width": WIDTH, "height": HEIGHT, "file": "trajectory.npz", "captions": "captions.json", "pose_scale": 1.1}
     own = [f"Lyra2LoadTrajectory.{key}={value}" for key, value in own.items()] if "custom" in name else []

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import servers
 import torch
 from PIL import Image
 from plyfile import PlyData
@@ -143,7 +144,7 @@ def prompt_of(launcher, server, project):
     """The API prompt of a shipped workflow with some widgets set."""
 
     def build(name: str, *settings: str) -> dict:
-        object_info = server.get("/object_info")
+        object_info = servers.object_info(server)
         prompt = launcher.to_api_format(json.loads((project / "workflows" / name).read_text()), object_info)
         launcher.apply_settings(prompt, list(settings), server.base / "input", object_info)
         return prompt

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import servers
 from safetensors.torch import load_file
 
 ONE, HIGH, LOW = (
@@ -60,7 +61,7 @@ def prompt_of(launcher, project):
 
     def prompt_of(server, generator: str = "Wan VACE", model: str = ONE, low: str | None = None, world=None, **inputs) -> dict:
         workflow = json.loads((project / "workflows" / "custom_trajectory.json").read_text(encoding="utf-8"))
-        known = server.get("/object_info")
+        known = servers.object_info(server)
         prompt = launcher.to_api_format(workflow, known)
         settings = ["Lyra2LoadTrajectory.width=48", "Lyra2LoadTrajectory.height=32", "Lyra2LoadTrajectory.frames=241"]
         settings += ["ImageScale.width=48", "ImageScale.height=32"]

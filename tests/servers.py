@@ -6,6 +6,7 @@ is imported before. The tests that run tools/comfy.py as a command start servers
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import runpy
@@ -20,6 +21,12 @@ PRELOADED = (
     "spandrel", "sqlalchemy.orm", "alembic.command", "aiohttp.web", "pydantic_settings", "cv2", "av", "PIL.Image",
     "safetensors.torch", "huggingface_hub",
 )  # fmt: skip
+
+
+@functools.cache
+def object_info(server) -> dict:
+    """What a launcher's server says of its nodes, for converting workflows; a file that came later is in none of its lists."""
+    return server.get("/object_info")
 
 
 class Fork:
