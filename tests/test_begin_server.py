@@ -96,7 +96,7 @@ def test_a_video_becomes_a_world(run, base, pack):
     # a window that slides over the picture: what a flat scene looks like to who walks along it
     frames = [torch.from_numpy(picture[60:300, x : x + 416].copy()) for x in range(0, 200, 5)]
     video.encode(str(base / "input" / "walk.mp4"), frames, Fraction(16), crf=12)
-    said, made = run("video_to_world", "LoadVideo.file=walk.mp4", *PHOTO, *SHORT, "Lyra2ZoomTrajectory.frames=9")
+    said, made = run("video_to_world", "LoadVideo.file=walk.mp4", "Lyra2PickFrames.count=6", *PHOTO, *SHORT, "Lyra2ZoomTrajectory.frames=9")
     assert {".mp4", ".ply", ".glb"} <= made and re.search(r"frames \d+, \d+", said) and said.count("matches fit") >= 4
 
 
