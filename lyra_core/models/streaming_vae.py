@@ -140,43 +140,17 @@ class _Norm(RMS_norm):
         return F.rms_norm(last, last.shape[-1:], self.gamma.flatten().to(x), 1e-24 / last.shape[-1]).movedim(-1, 1)
 
 
-class _Convolution(CausalConv3d):
-    """The host's causal convolution; what came before is put in front of the frames by copying memory as it lies.
-
-    torch.cat takes channels last apart, number by number: a fifth of the encoder's time.
-    """
-
-    def forward(self, x: Tensor, cache_x: Tensor | None = None, cache_list: list | None = None, cache_idx: int | None = None):
-        if cache_list is not None:
-            cache_x, cache_list[cache_idx] = cache_list[cache_idx], None
-        if self._padding == 0 or (cache_x is None and x.shape[2] == 1):
-            return super().forward(x, cache_x)
-        known = 0 if cache_x is None else cache_x.shape[2]
-        front = max(self._padding, known)
-        size = (*x.shape[:2], front + x.shape[2], *x.shape[3:])
-        joined = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
-        joined[:, :, : front - known].zero_()
-        if known:
-            joined[:, :, front - known : front].copy_(cache_x)
-        joined[:, :, front:].copy_(x)
-        return super(CausalConv3d, self).forward(joined)
-
-
-OURS = {RMS_norm: _Norm, CausalConv3d: _Convolution}
-
-
 @contextmanager
 def _channels_last(vae: VAE) -> Iterator[None]:
-    """The network with layers that go along with channels last, for as long as it is called from here."""
-    layers = [layer for layer in network_of(vae).modules() if type(layer) in OURS] if _rounds(vae) else []
-    theirs = [type(layer) for layer in layers]
+    """The network with norms that go along with channels last, for as long as it is called from here."""
+    norms = [layer for layer in network_of(vae).modules() if type(layer) is RMS_norm] if _rounds(vae) else []
     try:
-        for layer in layers:
-            layer.__class__ = OURS[type(layer)]
+        for layer in norms:
+            layer.__class__ = _Norm
         yield
     finally:
-        for layer, kind in zip(layers, theirs, strict=True):
-            layer.__class__ = kind
+        for layer in norms:
+            layer.__class__ = RMS_norm
 
 
 def _in_groups(items: Tensor, started: bool, size: int, name: str) -> Iterator[Tensor]:
