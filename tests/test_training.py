@@ -26,7 +26,7 @@ from lyra_core.training.examples import (
     warped_views,
 )
 from lyra_core.training.recipe import Recipe
-from lyra_core.training.sample import Window
+from lyra_core.training.sample import Window, mirrored
 from lyra_core.training.self_augmentation import kind_of, one_step, spoil, training_example
 
 CHUNK, STILL = SMALL.chunk, SMALL.still
@@ -50,6 +50,20 @@ def test_windows_are_the_chunks_of_a_walk(sample, windows):
     assert len(sample.windows(CHUNK, 3)) == 3
     with pytest.raises(ValueError, match="wall: 41 frames are too few, a chunk takes 80"):
         sample.windows(80, 13)
+
+
+def test_a_short_walk_is_gone_there_and_back(sample):
+    short = prepared(wall(9), ENCODERS.codec, SMALL)
+    walk = mirrored(short, 30)
+    assert mirrored(walk, 30) is walk and mirrored(sample, 30) is sample
+    for frame, its in enumerate([*range(9), *range(7, 0, -1), *range(9), *range(7, 2, -1)]):
+        assert torch.equal(walk.frames[frame], short.frames[its]) and torch.equal(walk.cameras.w2c[frame], short.cameras.w2c[its])
+        assert (frame in walk.depths) is (its in short.depths)
+        assert frame not in walk.depths or walk.depths[frame] is short.depths[its]
+    again = prepared(walk, ENCODERS.codec, SMALL)
+    assert_close(again.latents.stream[:, : short.latents.stream.shape[1]], short.latents.stream)
+    assert len(again.windows(CHUNK, 13)) == 3 and prepared(again, ENCODERS.codec, SMALL) is again
+    assert prepared(replace(short, latents=again.latents), ENCODERS.codec, SMALL).latents is again.latents
 
 
 def test_history_and_target_are_consecutive_latents_of_one_video(sample, windows):

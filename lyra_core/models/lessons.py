@@ -19,7 +19,7 @@ from ..training.loop import Course, Step
 from ..training.optimisation import Filter
 from ..training.painting import paint
 from ..training.recipe import Recipe
-from ..training.sample import Sample
+from ..training.sample import Sample, mirrored
 from ..training.state import State
 from ..world.world import to_uint8
 from . import adapters, generation, planner, streaming_vae
@@ -82,12 +82,11 @@ def teach(
     ValueError and FileError by name for what does not fit; LossError for a loss that is no number.
     """
     samples = sets.read(folder)
-    short = [s.name for s in samples if recipe.self_augmented and recipe.photo_only < 1 and len(s) < 1 + 2 * recipe.chunk]
-    if short:
-        raise ValueError(
-            f"{', '.join(short[:5])}: shorter than two chunks, so the network can't spoil one and go on; add longer walks, or switch "
-            "self_augmentation off"
-        )
+    if recipe.self_augmented and recipe.photo_only < 1:  # one chunk is spoilt, the next one goes on from it
+        needed = 1 + 2 * recipe.chunk
+        if short := [sample.name for sample in samples if len(sample) < needed]:
+            on_note(f"{', '.join(short[:5])}: shorter than two chunks, so walked there and back")
+        samples = [mirrored(sample, needed) for sample in samples]
     trainee = _trainee(networks.model, lesson, course.seed)
     if networks.clip_vision is None and trainee.network.img_emb is not None:
         raise ValueError("this model looks at the newest frame through CLIP; connect or name clip_vision_h")

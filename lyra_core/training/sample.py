@@ -116,6 +116,17 @@ class Sample:
         return [Window(segment, 1 + chunk * segment, chunk) for segment in range(count)]
 
 
+def mirrored(sample: Sample, frames: int) -> Sample:
+    """The sample, walked to its end and back and on until it has at least so many frames, as the reference does with short clips."""
+    if len(sample) >= frames:
+        return sample
+    around = [*range(len(sample)), *range(len(sample) - 2, 0, -1)]
+    ids = [around[frame % len(around)] for frame in range(frames)]
+    depths = {frame: sample.depths[its] for frame, its in enumerate(ids) if its in sample.depths}
+    spoilt = {frame: sample.spoilt[its] for frame, its in enumerate(ids) if its in sample.spoilt}
+    return replace(sample, frames=sample.frames[ids], cameras=sample.cameras[ids], depths=depths, spoilt=spoilt)
+
+
 def still(sample: Sample, latents: int) -> Tensor:
     """(F, H, W, 3) the first frame, repeated: the time before the video, of so many latents, its own frame last."""
     return sample.picture(0).expand(1 + LATENT_FRAMES * (latents - 1), *sample.size, 3)
@@ -124,9 +135,10 @@ def still(sample: Sample, latents: int) -> Tensor:
 def encoded(sample: Sample, codec: Codec, latents: int, chunk: int, stride: int) -> Sample:
     """The sample with its latents, the still ones in front, unless it has them from this codec already."""
     key = codec_key(codec, latents, chunk, stride)
-    if sample.latents is not None and sample.latents.codec == key:
-        return sample
     whole = (len(sample) - 1) // chunk * chunk  # a codec may not take any other number of frames
+    known = sample.latents
+    if known is not None and known.codec == key and known.stream.shape[1] >= latents + whole // LATENT_FRAMES:
+        return sample
     stream = codec.encode(torch.cat([still(sample, latents), sample.pictures(range(1, 1 + whole))]))
     alone = {frame: codec.encode(sample.picture(frame)[None])[:, 0] for frame in {0, *candidates(sample, stride)}}
     return replace(sample, latents=CleanLatents(stream, alone, key))
