@@ -64,7 +64,9 @@ def _hasten_one_thread() -> None:
 
     def faster_conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         is_slow = input.ndim == 5 and not isinstance(padding, str) and torch.get_num_threads() == 1
-        if not is_slow or not is_plain(input, weight):
+        # what embeds patches is a transformer's, whose numbers shall be the same where it is trained
+        is_patches = tuple(weight.shape[2:]) == tuple(each_way(stride))
+        if not is_slow or is_patches or not is_plain(input, weight):
             return conv3d(input, weight, bias, stride, padding, dilation, groups)
         return torch.mkldnn_convolution(input, weight, bias, *map(each_way, (padding, stride, dilation)), groups)
 
