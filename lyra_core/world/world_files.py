@@ -146,7 +146,7 @@ def _add(
             with files.explained(folder / entry.file, entry.size):
                 os.replace(partial, folder / entry.file)
             entries[entry.key] = entry
-            _whole.add(_which(folder, entry))  # what was just written need not be looked through
+            _trust(_which(folder, entry))  # what was just written need not be looked through
             moved.append(folder / entry.file)
         for key in world.keys:
             entries.setdefault(key, known.get(key))
@@ -223,11 +223,17 @@ def damage(folder: Path, entry: Entry) -> str:
                 return fault
         except DamagedFile as problem:
             return problem.fault
-        _whole.add(which)
+        _trust(which)
     return ""
 
 
-_whole: set[tuple] = set()  # files of this process's worlds that are what they should be, as long as nobody touches them
+_whole: set[tuple] = set()  # files that are what they should be, as long as nobody touches them; of this process
+
+
+def _trust(which: tuple) -> None:
+    if len(_whole) >= 4096:
+        _whole.clear()  # they are looked through once more
+    _whole.add(which)
 
 
 def _which(folder: Path, entry: Entry) -> tuple:

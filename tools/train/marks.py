@@ -18,7 +18,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
-ROOT = Path(__file__).resolve().parents[2]
 WAIT = 0.1  # seconds between two looks
 Kind = Literal["chunk", "walk"]
 
@@ -150,22 +149,15 @@ class Markers:
     """So many processes that make the missing marks while networks are still trained; none: `finish` makes them here."""
 
     def __init__(self, folder: Path, recipes: Mapping, todo: Sequence[Task], chunks: int, size: tuple[int, int], processes: int):
-        from .sights import as_json
+        from .sights import as_json, child
 
         self.here = partial(make, folder, recipes, todo, chunks, size)
         self.processes: list[subprocess.Popen] = []
         told = {"folder": str(folder), "recipes": {name: as_json(recipe) for name, recipe in recipes.items()}}
         told |= {"chunks": chunks, "size": list(size)}
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
-        alone = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         for first in range(processes):
             mine = [[task.kind, task.number] for task in todo[first::processes]]
-            process = subprocess.Popen(
-                [sys.executable, "-m", "train.marks"], stdin=subprocess.PIPE, env={**os.environ, **alone}, text=True
-            )
-            process.stdin.write(json.dumps({**told, "tasks": mine}))
-            process.stdin.close()
-            self.processes.append(process)
+            self.processes.append(child(["train.marks"], {**told, "tasks": mine}))
 
     def finish(self, left: Callable[[], float]) -> None:
         """Wait for the processes while there is time, or make what is missing here."""

@@ -104,6 +104,16 @@ class _Films(Sequence):
 # ------------------------------------------------------------------------------------------------------------ in processes
 
 
+def child(module: list[str], told: dict, **variables: str) -> subprocess.Popen:
+    """A module of this folder as a process of one thread, which reads what it is told as JSON."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
+    alone = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **variables}
+    process = subprocess.Popen([sys.executable, "-m", *module], stdin=subprocess.PIPE, env={**os.environ, **alone}, text=True)
+    process.stdin.write(json.dumps(told))
+    process.stdin.close()
+    return process
+
+
 class Makers:
     """So many processes that make the sights `first`, first + 1, ... of the films of a folder; none: they are made when asked for.
 
@@ -129,14 +139,8 @@ class Makers:
             for old in (*folder.glob("*.safetensors"), *folder.glob("*.part")):
                 old.unlink()
         told = {"films": str(films), "names": list(names), "recipe": as_json(recipe), "seed": seed, "every": processes}
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
-        alone = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "train.sights", str(self.folder)]
         for number in range(first, first + processes):
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **alone}, text=True)
-            process.stdin.write(json.dumps({**told, "first": number}))
-            process.stdin.close()
-            self.processes.append(process)
+            self.processes.append(child(["train.sights", str(self.folder)], {**told, "first": number}, CUDA_VISIBLE_DEVICES=""))
 
     def ready(self, count: int = 1) -> bool:
         """Whether so many are there, or are to be made here."""
