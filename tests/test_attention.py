@@ -90,8 +90,8 @@ def test_a_card_is_measured_once_and_one_without_the_kernel_never_fails(attentio
             raise RuntimeError("No available kernel. Aborting execution.")
         return found
 
-    monkeypatch.setattr(attention, "milliseconds", milliseconds)
-    monkeypatch.setattr(attention, "_fastest", {})
+    monkeypatch.setattr(attention.kernels, "milliseconds", milliseconds)
+    monkeypatch.setattr(attention.kernels, "_fastest", {})
     q, k = torch.randn(1, 8, 24), torch.randn(1, 200, 24)
     assert attention._chosen(q, k, k, 3) is attention._chosen(q, k, k, 3) is getattr(attention, fastest)
     assert len(asked) == 3
@@ -99,8 +99,8 @@ def test_a_card_is_measured_once_and_one_without_the_kernel_never_fails(attentio
 
 def test_keys_that_fill_their_tiles_are_not_taken_apart(attention, monkeypatch):
     asked = []
-    monkeypatch.setattr(attention, "milliseconds", lambda run: asked.append(run) or float(len(asked)))
-    monkeypatch.setattr(attention, "_fastest", {})
+    monkeypatch.setattr(attention.kernels, "milliseconds", lambda run: asked.append(run) or float(len(asked)))
+    monkeypatch.setattr(attention.kernels, "_fastest", {})
     for length in (256, 100):
         k = torch.randn(1, length, 24)
         attention._chosen(k[:, :8], k, k, 3)

@@ -169,6 +169,43 @@ def test_in_half_precision_on_a_gpu_channels_lie_last_and_the_numbers_stay(sv, v
     assert len(norms) > 100 and sv._alike(video.movedim(-1, 0)[None], vae).stride(1) == 1
 
 
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_a_norm_is_the_host_s_whichever_way_it_is_computed(sv, dtype, near):
+    from comfy.ldm.wan.vae import RMS_norm
+
+    host = RMS_norm(96, images=False)
+    host.gamma.data = torch.rand(96, 1, 1, 1) + 0.5
+    x = torch.randn(1, 96, 2, 3, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-6, 1e-2, 1, 1e3])
+    x[..., 0, :] = 0  # a pixel of nothing stays one
+    wanted, last = host(x).movedim(1, -1), x.to(dtype).movedim(1, -1)
+    for way in (sv.in_one_pass, sv.by_products):
+        assert_close(way(last, host.gamma.flatten().to(dtype)).float(), wanted, atol=1e-6, rtol=near)
+
+
+@pytest.mark.parametrize("faster", ["in_one_pass", "by_products"])
+def test_large_norms_are_computed_by_what_a_card_is_faster_with(sv, vae, monkeypatch, faster):
+    z, used = latents(5, (4, 6), seed=4), []
+    monkeypatch.setattr(sv, "_rounds", lambda vae: True)
+    plain = torch.cat(list(sv.decode(vae, z, sv.fresh(vae))))
+    monkeypatch.setattr(sv, "_worth_a_choice", lambda x: x.shape[1] == 4)
+
+    def fastest(kind, ways, x, gamma):
+        chosen = next(way for way in ways if way.__name__ == faster)
+        return lambda x, gamma: used.append(kind) or chosen(x, gamma)
+
+    monkeypatch.setattr(sv.kernels, "fastest", fastest)
+    assert_close(torch.cat(list(sv.decode(vae, z, sv.fresh(vae)))), plain, atol=2e-5, rtol=1e-4)
+    assert len(used) > 20 and set(used) == {("norm", torch.device("cpu"), torch.float32, 4)}
+
+
+@pytest.mark.parametrize(
+    ("cuda", "dtype", "size", "worth"),
+    [(True, "bfloat16", 2**24, True), (True, "bfloat16", 2**23, False), (True, "float16", 2**24, False), (False, "bfloat16", 2**24, False)],
+)
+def test_a_faster_norm_is_looked_for_where_bfloat16_fills_a_gpu(sv, cuda, dtype, size, worth):
+    assert sv._worth_a_choice(SimpleNamespace(is_cuda=cuda, dtype=getattr(torch, dtype), numel=lambda: size)) is worth
+
+
 def test_the_host_gets_its_norms_back_whatever_happens(sv, vae, monkeypatch):
     monkeypatch.setattr(sv, "_rounds", lambda vae: True)
     before = [type(layer) for layer in vae.first_stage_model.modules()]

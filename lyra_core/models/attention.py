@@ -1,15 +1,13 @@
 """Attention by the fastest kernel of torch's, where the host leaves the kernel to torch.
 
 The host puts FlashAttention 2 first. On Hopper cuDNN's is a third faster for a chunk's tokens, and a tenth faster again without
-the last keys that fill no tile; elsewhere it may be slower or missing. So each device, precision and size is measured once, when
-it first comes.
+the last keys that fill no tile; elsewhere it may be slower or missing. So each device, precision and size is measured once.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from math import inf, prod
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +15,13 @@ from comfy.ldm.modules import attention as host
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-TRIES = 2  # of each kernel, after one to warm up
+from . import kernels
+
 WORTHWHILE = 2**23  # products of queries and keys from which on a measurement pays
 TILE = 128  # keys that cuDNN takes at a time
 OVERRIDE = "optimized_attention_override"  # where the host lets nodes put an attention of their own
 
-log = logging.getLogger(__name__)
 Kernel = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-_fastest: dict[tuple, Kernel] = {}  # device, precision, sizes and heads -> what was fastest there
 
 
 def free_to_choose(transformer_options: dict, tokens: Tensor) -> dict:
@@ -53,20 +50,9 @@ def _worth_a_choice(q: Tensor, k: Tensor) -> bool:
 
 
 def _chosen(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Kernel:
-    """Measured on these very tensors, because a card that is full of weights has no room for others."""
-    kind = (q.device, q.dtype, tuple(q.shape), k.shape[1], heads)
-    if kind not in _fastest:
-        times = {by_host: milliseconds(lambda: by_host(q, k, v, heads))}
-        for kernel in (by_cudnn, in_tiles) if k.shape[1] % TILE and k.shape[1] > TILE else (by_cudnn,):
-            try:
-                times[kernel] = milliseconds(lambda kernel=kernel: kernel(q, k, v, heads))
-            except RuntimeError as reason:  # no kernel for this card, this torch or this width, or no memory for it
-                log.info("no attention %s for %s: %s", kernel.__name__, kind, reason)
-                times[kernel] = inf
-        told = ", ".join(f"{took:.1f} ms {kernel.__name__}" for kernel, took in times.items())
-        log.info("attention of %s: %s", kind, told)
-        _fastest[kind] = min(times, key=times.get)
-    return _fastest[kind]
+    kind = ("attention", q.device, q.dtype, tuple(q.shape), k.shape[1], heads)
+    tiles = (in_tiles,) if k.shape[1] % TILE and k.shape[1] > TILE else ()
+    return kernels.fastest(kind, (by_host, by_cudnn, *tiles), q, k, v, heads)
 
 
 def by_host(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -98,16 +84,3 @@ def in_tiles(q: Tensor, k: Tensor, v: Tensor, heads: int, kernel: Callable = cud
 def _by_heads(heads: int, *tensors: Tensor) -> list[Tensor]:
     return [x.unflatten(2, (heads, -1)).transpose(1, 2) for x in tensors]
 
-
-def milliseconds(run) -> float:
-    """The fastest of some tries on the current CUDA device."""
-    run()
-    times = []
-    for _ in range(TRIES):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return min(times)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.model_management
 import torch
 
-from .attention import milliseconds
+from .kernels import milliseconds
 from .planner import GIB, Card
 
 PROCESSOR = torch.device("cpu")
