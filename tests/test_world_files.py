@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from lyra_core.cameras import camera_files
 from lyra_core.cameras.camera import Cameras, pinhole
@@ -99,6 +100,16 @@ def test_saving_again_writes_only_what_is_new(walked, tmp_path):
     first = world_files.save(world.rewind(walked, 1), tmp_path / "w")
     second = world_files.save(walked, tmp_path / "w")
     assert (len(first), len(second)) == (3, 2)
+
+
+def test_only_what_shares_memory_is_copied_to_be_written(monkeypatch):
+    whole, table = torch.rand(3, 4), torch.rand(4, 3)
+    tensors = {"whole": whole, "again": whole, "row": table[1], "turned": table.T, "none": torch.empty(0), "one": torch.tensor(7)}
+    given, serialize = {}, chunk_files.serialize
+    monkeypatch.setattr(chunk_files, "serialize", lambda parts, told: given.update(parts) or serialize(parts, told))
+    found = load(chunk_files.encode(tensors, {}))
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items()) and len(found) == 6
+    assert [name for name, tensor in tensors.items() if given[name] is tensor] == ["whole", "none", "one"]
 
 
 def test_worlds_of_other_sizes_share_a_folder(walked, tmp_path):

@@ -51,9 +51,18 @@ def encode(tensors: Mapping[str, Tensor], record: Mapping) -> bytes:
     """The bytes of a file that holds these tensors, their sums, and a record of plain JSON values."""
     with ThreadPoolExecutor() as pool:
         sums = {name: _sums(name, tensor, pool) for name, tensor in sorted(tensors.items())}
-    # copies, because safetensors refuses tensors that share memory
-    apart = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    return serialize(apart, {RECORD: json.dumps({**record, "sums": sums}, sort_keys=True)})
+    return serialize(_apart(tensors), {RECORD: json.dumps({**record, "sums": sums}, sort_keys=True)})
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, with copies of those that are part of something or in another order: safetensors refuses shared memory."""
+    apart, taken = {}, set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage()
+        alone = tensor.is_contiguous() and memory.nbytes() == tensor.nbytes and memory.data_ptr() not in taken
+        taken.add(memory.data_ptr())
+        apart[name] = tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+    return apart
 
 
 def header_sum(content: bytes) -> str:

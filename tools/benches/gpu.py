@@ -33,7 +33,7 @@ from lyra_core.conditioning.correspondence import guides
 from lyra_core.conditioning.framepack import LYRA2
 from lyra_core.memory.depth import room_box
 from lyra_core.memory.warp import Warp, lift, splat
-from lyra_core.models import attention, generation, lyra2_host
+from lyra_core.models import attention, generation, lyra2_host, streaming_vae
 from lyra_core.models.depth_estimators import MemoryEstimator
 from lyra_core.models.planner import GIB
 from lyra_core.world import control, world_files
@@ -134,6 +134,10 @@ def kernels(bench: Bench) -> Iterator[Result]:
             yield Result(f"gpu: {name}", f"{1000 * min(timed(work) for _ in range(3)):.1f} ms")
         except RuntimeError as reason:
             yield Result(f"gpu: {name}", f"none: {str(reason)[:40]}")
+    pixels, gamma = torch.randn(8, *SIZE, 96, device=DEVICE, dtype=dtype), torch.ones(96, device=DEVICE, dtype=dtype)
+    for way in (streaming_vae.in_one_pass, streaming_vae.by_products):
+        took = 1000 * min(timed(lambda way=way: way(pixels, gamma)) for _ in range(3))
+        yield Result(f"gpu: a norm of the VAE, eight frames of 96 channels, {way.__name__}", f"{took:.2f} ms")
 
 
 # ----------------------------------------------------------------------------------------------------------- geometry
