@@ -19,7 +19,7 @@ from ..lyra_core.models import lessons
 from ..lyra_core.training import optimisation, sets, videos
 from ..lyra_core.training.loop import Course, Step
 from ..lyra_core.training.recipe import Recipe
-from ..lyra_core.training.sample import Sample
+from ..lyra_core.training.sample import Sample, there_and_back
 from ..lyra_core.world.world import World, fingerprint, to_uint8
 from . import types
 from .inputs import seed_input
@@ -155,7 +155,8 @@ def scan_added(place: Path, name: str, chunk: int, path: Path, size: tuple[int, 
         cameras = camera_files.load_cameras(path, size=size, fit="crop", on_note=notes.append)
         types.afford(len(pictures) * size[0] * size[1] * 3, f"{len(pictures)} pictures of {size[1]}x{size[0]}")
         frames = torch.stack([to_uint8(cropped(picture, size)) for picture in pictures])
-        return _posed(name, chunk, frames, cameras, caption, None, estimator), notes
+        sample, remarks = _posed(name, chunk, frames, cameras, caption, None, estimator)
+        return sample, notes + remarks
 
     told = types.fingerprint(*camera_files.files_read(path), *pictures)
     return added(place, name, chunk, {"scan": told, "size": list(size), "caption": caption}, made)
@@ -171,7 +172,7 @@ def video_added(place: Path, name: str, chunk: int, video, cameras: Cameras, cap
     def made():
         types.afford(count * width * height * 3, f"{count} frames of {width}x{height}")
         frames = torch.stack(list(frames_of(video)))
-        return _posed(name, chunk, frames, cameras.resized((height, width)), caption, depth, estimator), []
+        return _posed(name, chunk, frames, cameras.resized((height, width)), caption, depth, estimator)
 
     digest = hashlib.sha256()
     for frame in frames_of(video):
@@ -180,7 +181,17 @@ def video_added(place: Path, name: str, chunk: int, video, cameras: Cameras, cap
     return added(place, name, chunk, origin, made)
 
 
-def _posed(name: str, chunk: int, frames: torch.Tensor, cameras: Cameras, caption: str, depth, estimator) -> Sample:
+def _posed(
+    name: str, chunk: int, frames: torch.Tensor, cameras: Cameras, caption: str, depth, estimator
+) -> tuple[Sample, list[str]]:
+    """The sample, and what to know of it. Fewer frames than a chunk takes are walked there and back."""
+    if len(frames) < 2:
+        raise ValueError(f"{name}: {len(frames)} picture is no walk; give a video, or a scan of several pictures in order")
+    notes = []
+    if len(frames) <= chunk:
+        notes = [f"{name}: {len(frames)} frames are fewer than a chunk of {chunk} after the first one, so walked there and back"]
+        ids = there_and_back(len(frames), 1 + chunk)
+        frames, cameras, depth = frames[ids], cameras[ids], depth and [depth[frame] for frame in ids]
     wanted = videos.remembered(len(frames), chunk, Recipe.stride)
     if depth is not None:
         depths = {frame: depth[frame].depth for frame in wanted}
@@ -189,7 +200,7 @@ def _posed(name: str, chunk: int, frames: torch.Tensor, cameras: Cameras, captio
     else:
         raise ValueError(f"{name}: no depth is known; connect a depth estimator, or the depth of all frames")
     captions = captions_in(caption)
-    return videos.of_frames(name, frames, cameras, depths, {0: caption} if captions is None else captions, chunk)
+    return videos.of_frames(name, frames, cameras, depths, {0: caption} if captions is None else captions, chunk), notes
 
 
 def contents(place: Path) -> list[str]:

@@ -120,6 +120,28 @@ def test_a_scan_is_read_with_its_pictures(training, add, comfy_host):
     assert (found.frames.int() - sample.frames.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_short_video_is_walked_there_and_back(training, add, given):
+    sample = wall(6, SIZE)
+    known = {"depth": tuple(DepthMap(torch.full(SIZE, 1.0 + i), sample.cameras.K[i], "given") for i in range(6))}
+    known = known if given else {"depth_estimator": seen}
+    place, cameras, report = add(training.VIDEO, "clip", video=video_of(sample), cameras=sample.cameras, caption="", **known)
+    assert "clip: 6 frames are fewer than a chunk of 8 after the first one, so walked there and back" in report
+    found, ids = sets.read(place)[0], [0, 1, 2, 3, 4, 5, 4, 3, 2]
+    assert len(found) == 9
+    assert (found.frames.int() - sample.frames[ids].int()).abs().max() <= 1
+    assert torch.equal(cameras.w2c, sample.cameras.w2c[ids]) and list(found.depths) == [0, 8]
+    for frame, depth in found.depths.items():
+        wanted = torch.full(SIZE, 1.0 + ids[frame]) if given else sample.depths[0]
+        torch.testing.assert_close(depth, wanted, atol=1e-2, rtol=1e-2)
+
+
+def test_a_single_picture_is_no_walk(training, add):
+    sample = wall(1, SIZE)
+    with pytest.raises(ValueError, match="photo: 1 picture is no walk"):
+        add(training.VIDEO, "photo", video=video_of(sample), cameras=sample.cameras, caption="", depth_estimator=seen)
+
+
 # -------------------------------------------------------------------------------------------------------------- training
 
 

@@ -117,14 +117,19 @@ class Sample:
 
 
 def mirrored(sample: Sample, frames: int) -> Sample:
-    """The sample, walked to its end and back and on until it has at least so many frames, as the reference does with short clips."""
+    """The sample, walked there and back until it has at least so many frames."""
     if len(sample) >= frames:
         return sample
-    around = [*range(len(sample)), *range(len(sample) - 2, 0, -1)]
-    ids = [around[frame % len(around)] for frame in range(frames)]
+    ids = there_and_back(len(sample), frames)
     depths = {frame: sample.depths[its] for frame, its in enumerate(ids) if its in sample.depths}
     spoilt = {frame: sample.spoilt[its] for frame, its in enumerate(ids) if its in sample.spoilt}
     return replace(sample, frames=sample.frames[ids], cameras=sample.cameras[ids], depths=depths, spoilt=spoilt)
+
+
+def there_and_back(count: int, frames: int) -> list[int]:
+    """`frames` numbers below `count`: up to the last and back and on, as the reference repeats short clips."""
+    around = [*range(count), *range(count - 2, 0, -1)]
+    return [around[frame % len(around)] for frame in range(frames)]
 
 
 def still(sample: Sample, latents: int) -> Tensor:

@@ -24,8 +24,6 @@ def of_frames(
 ) -> Sample:
     """A sample of uint8 frames (F, H, W, 3): as many whole chunks after the first frame as there are."""
     whole = 1 + (len(frames) - 1) // chunk * chunk
-    if whole == 1:
-        raise ValueError(f"{name}: {len(frames)} frames are too few, a chunk takes {chunk} after the first one")
     kept = {frame: depth for frame, depth in depths.items() if frame < whole}
     return Sample(name, frames[:whole], cameras[:whole], kept, {first: text for first, text in captions.items() if first < whole})
 
