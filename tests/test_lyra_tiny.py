@@ -123,12 +123,17 @@ def test_attention_begins_where_correspondences_point(train):
     assert (scores.argmax(1) == torch.arange(len(code))).float().mean() > 0.7 and heads == 6
 
 
-def test_a_training_that_was_stopped_goes_on_to_the_same_weights(train, tmp_path, monkeypatch):
+@pytest.fixture
+def small_steps(train, monkeypatch):
+    """The codec learns from noise of 16x16 pixels, and keeps and tells every step."""
     monkeypatch.setattr(train.codec, "SCENES", 2)
     monkeypatch.setattr(train.codec, "CUT", (16, 16))
     monkeypatch.setattr(train.codec, "REPORTED", 1)
     monkeypatch.setattr(train.codec, "SAVED", 0.0)
     monkeypatch.setattr(train.codec, "films", lambda seed, count, device: torch.rand(2, 3, 9, 16, 16, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(train, tmp_path, small_steps):
     whole = train.codec.train(tmp_path / "a", 4, width=4, say=lambda text: None)
 
     def stop(text: str) -> None:
@@ -142,6 +147,29 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(train, tmp_path
         assert torch.equal(again.state_dict()[name], weight), name
     with pytest.raises(ValueError, match="training with"):
         train.codec.train(tmp_path / "b", 5, width=4)
+
+
+def test_a_clock_that_ends_a_training_stands_still_while_nobody_trains(train, tmp_path, monkeypatch, small_steps):
+    now, said = [0.0], []
+    monkeypatch.setattr(train.going_on.time, "monotonic", lambda: now[0])
+
+    def tell(text: str) -> None:
+        said.append(text)
+        now[0] += 30  # seconds that a step takes
+        if len(said) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.codec.train(tmp_path / "a", 1, width=4, say=tell, minutes=2)
+    now[0] += 1e6
+    train.codec.train(tmp_path / "a", 1, width=4, say=tell, minutes=2)
+    shares = [text.split(", ")[-1] for text in said]
+    assert shares == ["0 %", "25 %", "50 %", "25 %", "50 %", "75 %", "100 %"]
+    before = (tmp_path / "a").stat().st_mtime_ns
+    train.codec.train(tmp_path / "a", 1, width=4, say=tell, minutes=2)
+    assert len(said) == 7 and (tmp_path / "a").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="training with"):
+        train.codec.train(tmp_path / "a", 1, width=4)
 
 
 # ---------------------------------------------------------------------------------------------------------- the painter
@@ -313,12 +341,12 @@ def test_a_painter_that_was_stopped_goes_on_from_its_weights_their_mean_and_its_
         whole.step(pool, step, 1e-3)
         if step < 2:
             half.step(pool, step, 1e-3)
-    half.keep(tmp_path / "a.safetensors", 2, settings)
+    half.keep(tmp_path / "a.safetensors", 2, settings, 0.5)
     again = learner(train)
-    assert again.resume(tmp_path / "a.safetensors", settings) == 2
+    assert again.resume(tmp_path / "a.safetensors", settings) == (2, 0.5)
     for step in (2, 3):
         again.step(pool, step, 1e-3)
-    again.keep(tmp_path / "a.safetensors", 4, settings)
+    again.keep(tmp_path / "a.safetensors", 4, settings, 1.0)
     assert len(list(tmp_path.iterdir())) == 2
     assert [train.painter.reached(tmp_path / name) for name in ("a.safetensors", "b.safetensors")] == [4, 0]
     for one, other in zip((*whole.weights, *whole.average), (*again.weights, *again.average), strict=True):

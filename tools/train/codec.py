@@ -150,18 +150,14 @@ def train(
 
     What a step sees follows from its number. With `minutes` the clock ends the training, and rate and kinds of steps go by it.
     """
-    began, network = time.monotonic(), new(seed, width).to(device)
+    network = new(seed, width).to(device)
     weights = list(network.parameters())
     optimiser = recording.optimiser(weights, RATE, betas=(0.9, 0.97), weight_decay=1e-4)
     learn = recording.Recording(partial(_learn, network, weights, optimiser), weights, optimiser)
     settings = {"width": width, "seed": seed, **({"clock": True} if minutes else {"steps": steps})}
-    step = first = going_on.resume(path, network, optimiser, settings)
-    clips, errors, saved = Tensor(), [], began
-
-    def progress() -> float:
-        return min(1.0, (time.monotonic() - began) / 60 / minutes) if minutes else step / steps
-
-    done = progress()
+    step, done = going_on.resume(path, network, optimiser, settings)
+    progress, first = going_on.Progress(steps, minutes, done), step
+    clips, errors, saved = Tensor(), [], time.monotonic()
     with torch.backends.cudnn.flags(benchmark=True):
         while done < 1:
             if step == first or step % RENEWED == 0:
@@ -170,13 +166,14 @@ def train(
             kind = PICTURES if done < ALONE else (PICTURES, SHORT, LONG, SHORT)[step % 4]
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
             errors.append(learn(*_drawn(clips, kind, generator)))
-            step, done = step + 1, (progress() if minutes else (step + 1) / steps)
+            step += 1
+            done = progress(step)
             if step % REPORTED and done < 1:
                 continue
             error, errors = float(torch.stack(errors).mean()), []  # the only place where the device is waited for
             say(f"codec {step}: {-10 * math.log10(error / 4):.2f} dB, {100 * done:.0f} %")
             if done >= 1 or time.monotonic() - saved >= SAVED:
-                going_on.keep(path, network, optimiser, step, settings)
+                going_on.keep(path, network, optimiser, step, settings, done)
                 saved = time.monotonic()
     return network
 

@@ -187,8 +187,8 @@ def train(
     where the recipe says so. `kept` is told of every checkpoint. ValueError if the loss is no number any more.
     """
     began, learner, settings = time.monotonic(), Learner(network, recipe, course), course.settings(recipe)
-    first = learner.resume(path, settings)
-    if first >= course.steps:
+    first, done = learner.resume(path, settings)
+    if max(first / course.steps, done) >= 1:
         return learner.averaged()
     makers.next = first // RENEWED if not makers.processes else makers.next
     store = Store(makers, samples, encoders, spoken(network), recipe, course, network.head.head.weight.device)
@@ -196,32 +196,30 @@ def train(
     say(f"{store.examples.count} examples after {time.monotonic() - began:.0f} s")
     if learner.prepare(store.examples):
         say("a step is recorded")
-    _steps(path, learner, store, first, settings, say, kept)
+    _steps(path, learner, store, first, going_on.Progress(course.steps, course.minutes, done), settings, say, kept)
     return learner.averaged()
 
 
-def _steps(path: Path, learner: Learner, store: Store, first: int, settings: dict, say, kept) -> None:
-    course, step, began, losses = learner.course, first, time.monotonic(), []
-    saved = began
-
-    def progress() -> float:
-        return min(1.0, (time.monotonic() - began) / 60 / course.minutes if course.minutes else step / course.steps)
-
-    ended = False
+def _steps(
+    path: Path, learner: Learner, store: Store, first: int, progress: going_on.Progress, settings: dict, say, kept
+) -> None:
+    course, step, losses = learner.course, first, []
+    saved, done, ended = time.monotonic(), progress(first), False
     while not ended:
         store.renew(step - first)
-        rate = course.rate * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress())))
+        rate = course.rate * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         losses.append(learner.step(store.examples, step, rate))
         step += 1
-        ended = progress() >= 1 or step == course.steps  # asked once a step: the clock goes on
+        done = progress(step)  # asked once a step: the clock goes on
+        ended = done >= 1 or step == course.steps
         if ended or step % REPORTED == 0:
             mean, losses = float(torch.stack(losses).mean()), []  # the only place where the device is waited for
             if not math.isfinite(mean):
                 raise ValueError(f"the loss at step {step} is {mean}; {path}, if it is there, is of before")
-            say(f"transformer {step}: loss {mean:.4f}, {store.makers.next} examples so far, {100 * progress():.0f} %")
+            say(f"transformer {step}: loss {mean:.4f}, {store.makers.next} examples so far, {100 * done:.0f} %")
         if ended or time.monotonic() - saved > SAVED:
             kept(learner.averaged(), step)
-            learner.keep(path, step, settings)
+            learner.keep(path, step, settings, done)
             saved = time.monotonic()
 
 
@@ -306,24 +304,24 @@ class Learner:
 
     # ------------------------------------------------------------------------------------------------------- kept
 
-    def keep(self, path: Path, step: int, settings: dict) -> None:
-        """The state after so many steps, and the mean of the weights beside it."""
+    def keep(self, path: Path, step: int, settings: dict, done: float) -> None:
+        """The state after so many steps, `done` of all, and the mean of the weights beside it."""
         names = [name for name, _weight in self.network.named_parameters()]
         mean = {name: weight.cpu().contiguous() for name, weight in zip(names, self.average, strict=True)}
         state.save(state.State(step, mean, {}, torch.Generator().get_state(), (), settings), _mean(path, step))
-        going_on.keep(path, self.network, self.optimiser, step, settings)
+        going_on.keep(path, self.network, self.optimiser, step, settings, done)
         for old in path.parent.glob(f"{path.stem}.mean-*"):
             if old != _mean(path, step):
                 old.unlink()
 
-    def resume(self, path: Path, settings: dict) -> int:
-        """Put a kept state back; how many steps it had made."""
-        step = going_on.resume(path, self.network, self.optimiser, settings)
+    def resume(self, path: Path, settings: dict) -> tuple[int, float]:
+        """Put a kept state back; how many steps it had made, and how much was done."""
+        step, done = going_on.resume(path, self.network, self.optimiser, settings)
         if step:
             mean = state.load(_mean(path, step)).weights
             for (name, _weight), kept in zip(self.network.named_parameters(), self.average, strict=True):
                 kept.copy_(mean[name])
-        return step
+        return step, done
 
     def averaged(self) -> Lyra2Model:
         """The network with the mean of its weights."""
