@@ -18,6 +18,7 @@ from .preview import look_up, remembered_sources
 from .world import ChunkPlan, World, keyframe_ids, to_uint8
 
 HOLE = 0.5  # what video models take for nothing
+TOGETHER = 16  # views that come to the processor at a time
 BLOCK = 8  # pixels a side of the blocks whose mean colours are compared: details may move, colours may not
 LEAST_KNOWN = 0.05  # share of the pixels that must be known before a fit of colours counts
 STEADY = (2 / 255) ** 2  # variance of colours below which they say nothing about contrast
@@ -76,18 +77,24 @@ def control_views(
     known = torch.stack([world.exact(frame) * 0.5 + 0.5 for frame in range(first, len(world))]).clamp(0, 1)
     cameras = join(world.cameras[first:], plan.target.to(world.last_camera.w2c.device))
     sources = remembered_sources(world, plan, device)
-    cameras = cameras.to(sources[0].depth.device)
-    video, generate = torch.empty(len(cameras), *world.size, 3), torch.zeros(len(cameras), *world.size, dtype=torch.bool)
-    disparity = torch.empty(len(cameras), *world.size)
-    video[:overlap] = known
+    device = sources[0].depth.device
+    cameras, known = cameras.to(device), known.to(device)
+    video, generate = torch.empty(len(cameras), *world.size, 3), torch.empty(len(cameras), *world.size, dtype=torch.bool)
+    disparity, looked_up = torch.empty(len(cameras), *world.size), []
     for index in range(len(cameras)):
         look = look_up(sources, cameras[index], make_up=False)
-        disparity[index] = _nearness(look.depth).cpu()
-        if index >= overlap:
+        if index < overlap:
+            picture, holes = known[index], torch.zeros_like(look.found)
+        else:
             holes = uncertain(look.found, look.depth, rule)
-            video[index] = torch.where(holes[..., None], HOLE, look.image).cpu()
-            generate[index] = holes.cpu()
-        on_frame(index + 1, len(cameras), to_uint8(video[index]))
+            picture = torch.where(holes[..., None], HOLE, look.image)
+        looked_up.append((picture, holes, _nearness(look.depth)))
+        on_frame(index + 1, len(cameras), to_uint8(picture))
+        if len(looked_up) == TOGETHER or index + 1 == len(cameras):  # a GPU is waited for once for all of them
+            some = slice(index + 1 - len(looked_up), index + 1)
+            for kept, parts in zip((video, generate, disparity), zip(*looked_up, strict=True), strict=True):
+                kept[some] = torch.stack(parts)
+            looked_up.clear()
     return ControlViews(video, generate, disparity, overlap)
 
 
