@@ -15,7 +15,7 @@ def train_on_my_world() -> Graph:
     name = "train_on_my_world"
     what = (
         "A LoRA is trained on a saved world as Lyra 2's makers train, on histories that it has spoilt itself; then the same path is "
-        "walked again with it.\n\n**First** choose one world of your output folder in both *Lyra 2 Load World* nodes: two chunks at least, "
+        "walked again with it.\n\n**First** choose one world of your output folder in both *Lyra 2 Load World* nodes: one chunk at least, "
         "better a dozen; it is what is learned, its faults too. The second loads only its photo. Set *chunks* in *Lyra 2 Explore* to how "
         "many it has.\n\nTraining is long: the report of *Lyra 2 Train LoRA* counts memory and time first (a LoRA of the 14B takes a card "
         "of 80 GB). Stop when you like; it goes on where it ended. *Plot Loss Graph* shows whether anything is learned."
