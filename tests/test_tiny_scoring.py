@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import PROJECT, load_package
-from learners import ENCODERS, SMALL, Painter
+from learners import ENCODERS, SMALL, Means, Painter
 
 from lyra_core.metrics.pictures import gradient_similarity
 
@@ -71,8 +71,12 @@ def test_without_memory_nothing_but_the_photo_fills_the_slots(scoring, film):
 def test_a_walk_goes_on_from_what_was_painted(scoring, film):
     painter = Painter()
     short = replace(film, frames=film.frames[:25], cameras=film.cameras[:25], depths={f: d for f, d in film.depths.items() if f < 25})
-    made = scoring.walked(painter, ENCODERS, short, SMALL, seed=0, steps=1)
+    codec, encoded = Means(), []
+    encode = codec.encode
+    codec.encode = lambda frames, before=None: encoded.append(len(frames)) or encode(frames, before)
+    made = scoring.walked(painter, replace(ENCODERS, codec=codec), short, SMALL, seed=0, steps=1)
     assert made.shape == (24, *SIZE, 3) and torch.isfinite(made).all()
+    assert sorted(encoded)[-4:] == [9, 9, 9, 25]  # what was painted is encoded once: then the still frames are most
     second = painter.calls[1][2]
     seen = ENCODERS.codec.encode(made[:8] * 2 - 1, made[:1])
     torch.testing.assert_close(second.history[0][:, -1], seen[:, -1], rtol=0, atol=1e-4)

@@ -15,7 +15,7 @@ from lyra_core.training.contracts import Codec, Encoders, Example, Model
 from lyra_core.training.examples import evaluating, example, prepared, warped_views
 from lyra_core.training.painting import paint
 from lyra_core.training.recipe import Recipe
-from lyra_core.training.sample import CleanLatents, Sample, Window, still
+from lyra_core.training.sample import CleanLatents, Sample, Window, codec_key, still
 from lyra_core.world import preview
 from lyra_core.world import world as worlds
 
@@ -74,7 +74,8 @@ def walked(model: Model, encoders: Encoders, sample: Sample, recipe: Recipe, see
     # what is to be painted is not looked at, only how large it is
     blank = torch.zeros(len(history), len(windows) * recipe.layout.new_latents, *history.shape[2:])
     alone = codec.encode(sample.picture(0)[None])[:, 0]
-    sample = replace(sample, latents=CleanLatents(torch.cat([history, blank], 1), {0: alone}, codec.name))
+    key = codec_key(codec, recipe.still, recipe.chunk, recipe.stride)
+    sample = replace(sample, latents=CleanLatents(torch.cat([history, blank], 1), {0: alone}, key))
     for window in windows:
         generator = torch.Generator().manual_seed(seed + window.segment)
         shown = example(sample, window, encoders, recipe, generator, history=history)
