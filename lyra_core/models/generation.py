@@ -26,7 +26,17 @@ from ..memory.depth import sharpened
 from ..memory.depth_alignment import DepthEstimator, NoScaleError, in_scene_units, known_depth
 from ..memory.patches import draw, patches
 from ..world import control
-from ..world.world import ChunkPlan, Latents, World, append, keyframe_ids, to_uint8, warped_views
+from ..world.world import (
+    ChunkPlan,
+    Latents,
+    World,
+    append,
+    keyframe_ids,
+    new_chunk,
+    remembering,
+    to_uint8,
+    warped_views,
+)
 from . import streaming_vae
 from .depth_estimators import MemoryEstimator
 from .devices import PROCESSOR, geometry_device
@@ -175,22 +185,14 @@ def grow(
     outside, known = looked_up.result()
     if not torch.isfinite(remembered).all():
         raise ValueError("the VAE made NaN or infinite numbers of these latents; load it in float32 or bfloat16")
+    chunk = new_chunk(plan, torch.cat(frames), outside, prompt, settings, kept[ids[-1]], Latents(latents, remembered))
     pictures = torch.stack([kept[frame] for frame in ids])
-    alone = streaming_vae.encode_alone(vae, pictures)
-    depths, report = _depths(known, plan, ids, pictures, estimator, alignment)
+    with ThreadPoolExecutor(1) as hashing:
+        hashing.submit(lambda: chunk.key)  # whoever saves the chunk or goes on from it asks for it
+        alone = streaming_vae.encode_alone(vae, pictures)
+        depths, report = _depths(known, plan, ids, pictures, estimator, alignment)
     on_step(steps, steps)
-    grown = append(
-        world,
-        plan,
-        torch.cat(frames),
-        outside,
-        dict(zip(ids, depths, strict=True)),
-        prompt,
-        settings,
-        kept[ids[-1]],
-        Latents(latents, remembered),
-        dict(zip(ids, alone, strict=True)),
-    )
+    grown = remembering(world, plan, chunk, dict(zip(ids, depths, strict=True)), dict(zip(ids, alone, strict=True)))
     grown.stream.append(stream)
     return grown, report
 

@@ -371,9 +371,20 @@ def append(
     Tensors may be on any device; the world is on the CPU.
     ValueError if the plan was made for another state of the world or a depth is missing or unusable.
     """
-    if plan.world_key != world.key:
-        raise ValueError("this plan was made for another world, or for this one before it grew; plan again")
-    expected = (len(plan.target), *world.size, 3)
+    return remembering(world, plan, new_chunk(plan, frames, invented, prompt, settings, newest, latents), depths, keyframe_latents)
+
+
+def new_chunk(
+    plan: ChunkPlan,
+    frames: Tensor,
+    invented: Tensor,
+    prompt: str = "",
+    settings: Mapping | None = None,
+    newest: Tensor | None = None,
+    latents: Latents | None = None,
+) -> Chunk:
+    """The frames of a plan as a chunk, on the CPU; see `append`."""
+    expected = (len(plan.target), *plan.target.size, 3)
     if frames.shape != expected or frames.dtype != torch.uint8:
         raise ValueError(f"the plan asks for uint8 frames {expected}, found {frames.dtype} {tuple(frames.shape)}")
     if invented.shape != expected[:3] or invented.dtype != torch.bool:
@@ -383,7 +394,16 @@ def append(
     # in memory as a folder gives them back: matrix products round by layout, and a walk that goes on from a folder shall
     # end in the same bits as one that never stopped
     target = replace(plan.target, w2c=plan.target.w2c.cpu().contiguous(), K=plan.target.K.cpu().contiguous())
-    frames, invented = frames.cpu(), invented.cpu()
+    newest = None if newest is None else newest.contiguous()
+    return Chunk(frames.cpu(), as_bits(invented.cpu()), target, prompt, dict(settings or {}), newest, latents)
+
+
+def remembering(
+    world: World, plan: ChunkPlan, chunk: Chunk, depths: Mapping[int, Tensor], keyframe_latents: Mapping[int, Tensor] | None = None
+) -> World:
+    """The world with a chunk that was made for it, whose keyframes enter the memory; see `append`."""
+    if plan.world_key != world.key:
+        raise ValueError("this plan was made for another world, or for this one before it grew; plan again")
     keyframes = []
     for frame in keyframe_ids(plan):
         depth = depths.get(frame)
@@ -393,9 +413,7 @@ def append(
                 f"{'none' if depth is None else tuple(depth.shape)}"
             )
         latent = (keyframe_latents or {}).get(frame)
-        keyframes.append(Keyframe(frame, depth.cpu().contiguous(), target[frame - plan.first_frame], latent=latent))
-    newest = None if newest is None else newest.contiguous()
-    chunk = Chunk(frames, as_bits(invented), target, prompt, dict(settings or {}), newest, latents)
+        keyframes.append(Keyframe(frame, depth.cpu().contiguous(), chunk.cameras[frame - plan.first_frame], latent=latent))
     return World(world.first, (*world.chunks, chunk), world.memory.remember(*keyframes))
 
 
