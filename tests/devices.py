@@ -66,16 +66,16 @@ def _device(scene):
     return scene.depth.device
 
 
-def _made(s):
-    """Frames, what of them is invented and depths of a chunk, on the device."""
-    made = preview.generate(s.world, s.plan, device=_device(s))
-    depths = {frame: d.to(_device(s)) for frame, d in made.depths.items()}
-    return made.frames.to(_device(s)), made.invented.to(_device(s)), depths
-
-
 def _grown(s):
     """A chunk appended from tensors of the device."""
-    return worlds.append(s.world, s.plan, *_made(s))
+    made = preview.generate(s.world, s.plan, device=_device(s))
+    depths = {frame: d.to(_device(s)) for frame, d in made.depths.items()}
+    return worlds.append(s.world, s.plan, made.frames.to(_device(s)), made.invented.to(_device(s)), depths)
+
+
+def _painted(s):
+    """A chunk of any pictures."""
+    return worlds.new_chunk(s.plan, worlds.to_uint8(s.colours[1:]), s.colours[1:, ..., 0] > 0.5)
 
 
 def _sources(s):
@@ -271,8 +271,8 @@ CASES = {
         "fingerprint": lambda s: worlds.fingerprint(s.target),
         "in_chunks": lambda s: worlds.in_chunks(s.target, 8),
         "append": _grown,
-        "new_chunk": lambda s: worlds.new_chunk(s.plan, *_made(s)[:2]),
-        "remembering": lambda s: worlds.remembering(s.world, s.plan, worlds.new_chunk(s.plan, *_made(s)[:2]), _made(s)[2]),
+        "new_chunk": _painted,
+        "remembering": lambda s: worlds.remembering(s.world, s.plan, _painted(s), dict.fromkeys(worlds.keyframe_ids(s.plan), s.depth)),
     },
     "splats.gaussian_adapter": {
         "nearest": lambda s: gaussian_adapter.nearest(s.depth[None], (6, 8)),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import PROJECT
 
 from lyra_core.conditioning.framepack import LYRA2
 
@@ -168,8 +172,15 @@ def test_a_clock_that_ends_a_training_stands_still_while_nobody_trains(train, tm
     before = (tmp_path / "a").stat().st_mtime_ns
     train.codec.train(tmp_path / "a", 1, width=4, say=tell, minutes=2)
     assert len(said) == 7 and (tmp_path / "a").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="training with"):
-        train.codec.train(tmp_path / "a", 1, width=4)
+    for others in ({}, {"minutes": 3}):
+        with pytest.raises(ValueError, match="training with"):
+            train.codec.train(tmp_path / "a", 1, width=4, **others)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "soon"])
+def test_a_time_that_is_none_is_refused_before_anything_begins(given):
+    done = subprocess.run([sys.executable, PROJECT / "tools" / "train_tiny.py", f"--codec-minutes={given}"], capture_output=True, text=True)
+    assert done.returncode == 2 and f"{given!r} minutes; give a number above 0" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------- the painter

@@ -35,25 +35,19 @@ def test_walks_come_first_and_have_their_own_files(marks, tmp_path):
     ]  # fmt: skip
 
 
-def test_every_network_is_marked_on_every_scene_once(marks, tmp_path, told):
+def test_every_network_is_marked_on_every_scene_once(train, marks, tmp_path, told):
     recipes, todo = {"full": SMALL, "no FramePack": SMALL, "never trained": SMALL}, marks.tasks(2, 2)
     for name in ("full", "no-FramePack"):
         (tmp_path / f"{name}.safetensors").touch()
     todo[1].file(tmp_path, "full").write_text(json.dumps({"scores": {"length": 7}}))  # of an earlier time
     marks.make(tmp_path, recipes, todo, 5, SIZE)
     assert len(list(tmp_path.glob("*.json"))) == 8 and not list(tmp_path.glob("*.part"))
-    chunks = 1 + marks_chunks(marks) * SMALL.chunk
+    chunks = 1 + train.films.CHUNKS * SMALL.chunk
     scores, curves = marks.gathered(tmp_path, "no FramePack", todo)
     assert scores == {"length": [41, 41], "of": [["no-FramePack", 0, chunks], ["no-FramePack", 1, chunks]]}
     assert curves == {"colour": [[0, 1.0], [1, 1.0]]}
     assert marks.gathered(tmp_path, "full", todo)[0]["length"] == [41, 7]
     assert marks.gathered(tmp_path, "never trained", todo) == ({}, {})
-
-
-def marks_chunks(marks) -> int:
-    from importlib import import_module
-
-    return import_module(marks.__name__.replace("marks", "films")).CHUNKS
 
 
 def test_what_comes_back_is_marked_by_a_network_that_knows_and_by_one_that_does_not(train, marks):

@@ -18,15 +18,26 @@ import host
 import train  # noqa: F401  a folder that host.boot() takes off the path
 
 
+def minutes(text: str) -> float:
+    """A time; ArgumentTypeError for one that has no beginning."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} minutes; give a number above 0, or none to count steps")
+    return found
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="comfy.py train-tiny", description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("output/lyra_tiny"), help="where all of it goes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--codec-steps", type=int, default=6000)
-    parser.add_argument("--codec-minutes", type=float, help="for the codec: the clock ends its training, with fewer steps or more")
+    parser.add_argument("--codec-minutes", type=minutes, help="for the codec: the clock ends its training, with fewer steps or more")
     parser.add_argument("--films", type=int, default=96, help="scenes that are learned from")
     parser.add_argument("--steps", type=int, default=20000, help="of the transformer")
-    parser.add_argument("--minutes", type=float, help="for the transformer: the clock ends its training, with fewer steps or more")
+    parser.add_argument("--minutes", type=minutes, help="for the transformer: the clock ends its training, with fewer steps or more")
     parser.add_argument("--examples", type=int, default=48, help="that are kept at hand")
     parser.add_argument("--begin", type=int, default=48, help="of them before the first step")
     parser.add_argument("--processes", type=int, default=0, help="that make the geometry of examples ahead")
@@ -62,8 +73,8 @@ def main(arguments: list[str]) -> int:
     if options.codec:
         network = codec.read(options.codec).to(device)
     else:
-        file, minutes = folder / "codec.training.safetensors", options.codec_minutes
-        learned = codec.train(file, options.codec_steps, options.seed, device=device, say=say, minutes=minutes)
+        file = folder / "codec.training.safetensors"
+        learned = codec.train(file, options.codec_steps, options.seed, device=device, say=say, minutes=options.codec_minutes)
         network = codec.in_format(learned, codec.films(options.seed, 8))
     codec.write(network, folder / "codec.safetensors")
     if options.until == "codec":
@@ -72,8 +83,8 @@ def main(arguments: list[str]) -> int:
     coder = codec.TrainingCodec(network, codec.fingerprint(network))
     encoders = contracts.Encoders(coder, lambda picture: torch.zeros(1, 1), release.padded)
     made = {"seed": options.seed, "films": options.films, "batch": options.batch, "examples": options.examples}
-    made |= {"size": [height, width], "codec_steps": None if options.codec else options.codec_steps, "transformer_steps": 0}
-    made |= {"minutes": options.minutes, "rate": options.rate, "parent": "fresh weights"}
+    made |= {"size": [height, width], "codec_steps": None if options.codec or options.codec_minutes else options.codec_steps, "transformer_steps": 0}
+    made |= {"codec_minutes": options.codec_minutes, "minutes": options.minutes, "rate": options.rate, "parent": "fresh weights"}
 
     def record(steps: int) -> None:
         told = {"transformer_steps": steps, "parent": f"a transformer of {steps} steps"} if steps else {}

@@ -83,4 +83,3 @@ def in_tiles(q: Tensor, k: Tensor, v: Tensor, heads: int, kernel: Callable = cud
 
 def _by_heads(heads: int, *tensors: Tensor) -> list[Tensor]:
     return [x.unflatten(2, (heads, -1)).transpose(1, 2) for x in tensors]
-

@@ -201,9 +201,10 @@ class MemoryEstimator:
         if not known.any():
             raise ValueError(f"the memory knows nothing of these {len(known)} frames; use a depth model for them")
         depths, there = [], known.to(geometry_device(known.shape[-2:], make_room=False))
+        farthest = there.max()
         for done, depth in enumerate(there):
             _step(on_step, done, len(known))
-            depths.append(_filled(depth, there.max()))
+            depths.append(_filled(depth, farthest))
         _step(on_step, len(known), len(known))
         return Estimate(torch.stack(depths).to(known.device), scaled=True)
 

@@ -154,7 +154,7 @@ def train(
     weights = list(network.parameters())
     optimiser = recording.optimiser(weights, RATE, betas=(0.9, 0.97), weight_decay=1e-4)
     learn = recording.Recording(partial(_learn, network, weights, optimiser), weights, optimiser)
-    settings = {"width": width, "seed": seed, **({"clock": True} if minutes else {"steps": steps})}
+    settings = {"width": width, "seed": seed, **({"minutes": minutes} if minutes else {"steps": steps})}
     step, done = going_on.resume(path, network, optimiser, settings)
     progress, first = going_on.Progress(steps, minutes, done), step
     clips, errors, saved = Tensor(), [], time.monotonic()

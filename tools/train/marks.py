@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
+
+from .processes import Processes, give_way
 
 WAIT = 0.1  # seconds between two looks
 Kind = Literal["chunk", "walk"]
@@ -145,19 +146,19 @@ def _write(path: Path, found: dict) -> None:
     os.replace(part, path)
 
 
-class Markers:
+class Markers(Processes):
     """So many processes that make the missing marks while networks are still trained; none: `finish` makes them here."""
 
     def __init__(self, folder: Path, recipes: Mapping, todo: Sequence[Task], chunks: int, size: tuple[int, int], processes: int):
-        from .sights import as_json, child
+        from .sights import as_json
 
+        super().__init__()
         self.here = partial(make, folder, recipes, todo, chunks, size)
-        self.processes: list[subprocess.Popen] = []
         told = {"folder": str(folder), "recipes": {name: as_json(recipe) for name, recipe in recipes.items()}}
         told |= {"chunks": chunks, "size": list(size)}
         for first in range(processes):
             mine = [[task.kind, task.number] for task in todo[first::processes]]
-            self.processes.append(child(["train.marks"], {**told, "tasks": mine}))
+            self.start(["train.marks"], {**told, "tasks": mine})
 
     def finish(self, left: Callable[[], float]) -> None:
         """Wait for the processes while there is time, or make what is missing here."""
@@ -165,15 +166,6 @@ class Markers:
             self.here()
         while left() > 0 and any(process.poll() is None for process in self.processes):
             time.sleep(WAIT)
-
-    def __enter__(self) -> Markers:
-        return self
-
-    def __exit__(self, *_exception) -> None:
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.wait()
 
 
 def _end_with(parent: int) -> None:
@@ -193,8 +185,7 @@ def main() -> None:
     from .sights import of_json
 
     torch.set_num_threads(1)
-    if hasattr(os, "nice"):
-        os.nice(5)  # the training itself must not wait
+    give_way()
     recipes = {name: of_json(told) for name, told in asked["recipes"].items()}
     todo = [Task(kind, number) for kind, number in asked["tasks"]]
     make(Path(asked["folder"]), recipes, todo, asked["chunks"], tuple(asked["size"]), awaited=True)

@@ -166,7 +166,7 @@ class Course:
     def settings(self, recipe: Recipe) -> dict:
         """What must be the same for a training to go on."""
         told = {"seed": self.seed, "batch": self.batch, "recipe": hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}
-        return told | ({"clock": True} if self.minutes else {"steps": self.steps})
+        return told | ({"minutes": self.minutes} if self.minutes else {"steps": self.steps})
 
 
 def train(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,8 @@ from lyra_core.training.recipe import Recipe
 from lyra_core.training.sample import Sample, Window
 from lyra_core.training.self_augmentation import Kind, kind_of
 
-ROOT = Path(__file__).resolve().parents[2]
+from .processes import Processes, give_way
+
 AHEAD = 24  # files that a process leaves unread before it waits
 WAIT = 0.02  # seconds between two looks
 PATIENCE = 120.0  # seconds without a sight after which a training gives up
@@ -104,17 +104,7 @@ class _Films(Sequence):
 # ------------------------------------------------------------------------------------------------------------ in processes
 
 
-def child(module: list[str], told: dict, **variables: str) -> subprocess.Popen:
-    """A module of this folder as a process of one thread, which reads what it is told as JSON."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
-    alone = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **variables}
-    process = subprocess.Popen([sys.executable, "-m", *module], stdin=subprocess.PIPE, env={**os.environ, **alone}, text=True)
-    process.stdin.write(json.dumps(told))
-    process.stdin.close()
-    return process
-
-
-class Makers:
+class Makers(Processes):
     """So many processes that make the sights `first`, first + 1, ... of the films of a folder; none: they are made when asked for.
 
     Sights are taken in their order, or, if they need not be `ordered`, as they come.
@@ -132,7 +122,7 @@ class Makers:
         ordered: bool = True,
     ):
         self.samples, self.recipe, self.seed, self.next, self.folder = _Films(films, names), recipe, seed, first, folder
-        self.processes: list[subprocess.Popen] = []
+        super().__init__()
         self.ordered = ordered
         if processes:
             folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +130,7 @@ class Makers:
                 old.unlink()
         told = {"films": str(films), "names": list(names), "recipe": as_json(recipe), "seed": seed, "every": processes}
         for number in range(first, first + processes):
-            self.processes.append(child(["train.sights", str(self.folder)], {**told, "first": number}, CUDA_VISIBLE_DEVICES=""))
+            self.start(["train.sights", str(self.folder)], {**told, "first": number}, CUDA_VISIBLE_DEVICES="")
 
     def ready(self, count: int = 1) -> bool:
         """Whether so many are there, or are to be made here."""
@@ -170,14 +160,8 @@ class Makers:
         paths = [self.folder / f"{number:08d}.safetensors" for number in range(first, first + count)]
         return [path for path in paths if path.exists()]
 
-    def __enter__(self) -> Makers:
-        return self
-
-    def __exit__(self, *_exception) -> None:
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.wait()
+    def __exit__(self, *exception) -> None:
+        super().__exit__(*exception)
         for left in (*self.folder.glob("*.safetensors"), *self.folder.glob("*.part")) if self.processes else ():
             left.unlink()
 
@@ -195,8 +179,7 @@ def main(folder: Path) -> None:
     """Make every so many-th sight until the process that asked is gone."""
     asked, parent, mine = json.load(sys.stdin), os.getppid(), []
     torch.set_num_threads(1)
-    if hasattr(os, "nice"):
-        os.nice(5)  # the training itself must not wait
+    give_way()
     films, recipe = _Films(Path(asked["films"]), asked["names"]), of_json(asked["recipe"])
     number = asked["first"]
     while os.getppid() == parent:
