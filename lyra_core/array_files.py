@@ -1,4 +1,4 @@
-"""Files of numbers in binary: NumPy's .npy and .npz, zip archives, and the headers of .safetensors.
+"""Files of numbers in binary: NumPy's .npy and .npz, zip archives, and .safetensors.
 
 What a header promises is compared with the bytes that are there, so that no damaged or hostile file takes memory, time or a
 way out of its parser. Whatever is wrong is a FileError.
@@ -7,6 +7,7 @@ way out of its parser. Whatever is wrong is a FileError.
 from __future__ import annotations
 
 import io
+import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .files import FileError, check_size, parse_json, parsing
 
@@ -42,6 +44,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------------ archives
@@ -144,6 +147,27 @@ def _array_header(handle: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype, in
 
 
 # --------------------------------------------------------------------------------------------------------------- .safetensors
+
+
+def as_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
+    """The content of a .safetensors file in pieces, the header first. What lies in order on the processor is not copied.
+
+    The library's own writer hands the whole file over as one more copy, or says no more of a full disk than that it failed.
+    """
+    # the widest first: every number then lies at a multiple of its width
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    said, end = {"__metadata__": dict(metadata)} if metadata else {}, 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        said[name] = {"dtype": KINDS[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    header = json.dumps(said, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return [len(header).to_bytes(8, "little") + header, *(bytes_of(tensors[name]) for name in names)]
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor as they lie in memory, in order; shared with it where it can be."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 @dataclass(frozen=True)

@@ -430,18 +430,18 @@ def flush(folder: Path) -> None:
         os.close(handle)
 
 
-def write_partial(file: Path, content: bytes) -> Path:
-    """A file beside `file` with this content, flushed to the disk, that only needs to be moved there."""
-    partial = partial_beside(file)
-    with explained(file, len(content)):
+def write_partial(file: Path, *pieces: bytes | memoryview) -> Path:
+    """A file beside `file` of these pieces of content, flushed to the disk, that only needs to be moved there."""
+    partial, size = partial_beside(file), sum(map(len, pieces))
+    with explained(file, size):
         try:
             with open(partial, "xb") as handle:
-                handle.write(content)
+                handle.writelines(pieces)
                 handle.flush()
                 os.fsync(handle.fileno())
                 found = os.fstat(handle.fileno()).st_size
-            if found != len(content):
-                raise ValueError(f"{file}: only {found} of {len(content)} bytes got onto the disk")
+            if found != size:
+                raise ValueError(f"{file}: only {found} of {size} bytes got onto the disk")
         except BaseException:
             partial.unlink(missing_ok=True)
             raise

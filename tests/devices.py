@@ -134,6 +134,7 @@ PROCESSOR = {
     "world.chunk_files": "write files",
     "world.world_files": "write files",
     "world.world.as_mask": "stored bits are the processor's",
+    "world.world.hashes": "hashes are made on the processor",
     "world.world.keyframe_ids": "numbers of frames",
     "world.preview.coarse_to_fine": "numbers of frames",
     "splats.splat_files": "write files",

@@ -379,7 +379,7 @@ def test_depth_without_a_scale_is_replaced_by_the_memory_s_with_a_word_and_ends_
         world = photo_world()
         world.stream.append(short_stream(loop))
         grown, report = loop.generation.grow(world, loop.plan(world), random_latents(9), loop.vae, depth_of)
-        assert "key" in vars(grown.chunks[-1])  # hashed already, beside the depths
+        assert {"key", "sums"} <= vars(grown.chunks[-1]).keys()  # hashed already, beside the depths
         depths.append([keyframe.depth for keyframe in grown.memory.keyframes])
         if depth_of is jumps:
             assert "no scale" in report and "memory's own depth" in report and report in caplog.text

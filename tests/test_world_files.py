@@ -12,10 +12,12 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
 
+from lyra_core import array_files
 from lyra_core.cameras import camera_files
 from lyra_core.cameras.camera import Cameras, pinhole
 from lyra_core.memory import depth
@@ -102,14 +104,42 @@ def test_saving_again_writes_only_what_is_new(walked, tmp_path):
     assert (len(first), len(second)) == (3, 2)
 
 
-def test_only_what_shares_memory_is_copied_to_be_written(monkeypatch):
-    whole, table = torch.rand(3, 4), torch.rand(4, 3)
-    tensors = {"whole": whole, "again": whole, "row": table[1], "turned": table.T, "none": torch.empty(0), "one": torch.tensor(7)}
-    given, serialize = {}, chunk_files.serialize
-    monkeypatch.setattr(chunk_files, "serialize", lambda parts, told: given.update(parts) or serialize(parts, told))
-    found = load(chunk_files.encode(tensors, {}))
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items()) and len(found) == 6
-    assert [name for name, tensor in tensors.items() if given[name] is tensor] == ["whole", "none", "one"]
+@pytest.mark.parametrize("kind", array_files.DTYPES)
+def test_the_library_reads_what_is_written_without_a_copy(tmp_path, kind):
+    dtype = array_files.DTYPES[kind]
+    whole, table = (torch.randint(0, 2, shape).to(dtype) for shape in ((3, 5), (4, 3)))
+    tensors = {"whole": whole, "again": whole, "row": table[1], "turned": table.T, "none": whole[:0], "one": whole[2, 4]}
+    tensors |= {"wide": torch.rand(3, dtype=torch.float64), "byte": torch.ones(1, dtype=torch.uint8)}
+    content = array_files.as_safetensors(tensors, {"told": "é\n"})
+    found = load(b"".join(content))
+    assert found.keys() == tensors.keys() and all(found[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    assert all(torch.equal(bits(found[name]), bits(tensor)) for name, tensor in tensors.items())
+    (tmp_path / "a").write_bytes(b"".join(content))
+    header = array_files.read_header(tmp_path / "a")
+    assert header.raw == content[0] and header.metadata == {"told": "é\n"}
+    assert all(place.begin % tensors[name].element_size() == 0 for name, place in header.places.items())
+    begins = {np.frombuffer(piece, np.uint8).ctypes.data for piece in content[1:] if len(piece)}
+    assert {tensor.data_ptr() for tensor in (whole, table[1], whole[2, 4])} <= begins and table.data_ptr() not in begins
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def test_what_is_hashed_already_is_not_hashed_again(walked, tmp_path, monkeypatch):
+    """The same file, whether the sums of its frames were known before it was written or are told by another file."""
+    hashed, hashes = [], world.hashes
+    for module in (world, chunk_files):
+        monkeypatch.setattr(module, "hashes", lambda given: (hashed.append(given := [*given]), hashes(given))[1])
+    fresh = replace(walked, first=replace(walked.first), chunks=tuple(replace(chunk) for chunk in walked.chunks))
+    world_files.save(fresh, tmp_path / "fresh")
+    assert sum(tensor.shape == (*SIZE, 3) and tensor.dtype == torch.uint8 for given in hashed for tensor in given) == 17
+    hashed.clear()
+    world_files.save(fresh, tmp_path / "known")
+    world_files.save(world_files.load(tmp_path / "known"), tmp_path / "told")
+    assert hashed and not any(tensor.dtype == torch.uint8 for given in hashed for tensor in given)
+    contents = [{f.name: f.read_bytes() for f in (tmp_path / name).glob("*.safetensors")} for name in ("fresh", "known", "told")]
+    assert contents[0] == contents[1] == contents[2] and len(contents[0]) == 3
 
 
 def test_worlds_of_other_sizes_share_a_folder(walked, tmp_path):

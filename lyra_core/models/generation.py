@@ -187,8 +187,9 @@ def grow(
         raise ValueError("the VAE made NaN or infinite numbers of these latents; load it in float32 or bfloat16")
     chunk = new_chunk(plan, torch.cat(frames), outside, prompt, settings, kept[ids[-1]], Latents(latents, remembered))
     pictures = torch.stack([kept[frame] for frame in ids])
-    with ThreadPoolExecutor(1) as hashing:
-        hashing.submit(lambda: chunk.key)  # whoever saves the chunk or goes on from it asks for it
+    with ThreadPoolExecutor(2) as hashing:  # whoever goes on from the chunk or saves it asks for these
+        hashing.submit(lambda: chunk.key)
+        hashing.submit(lambda: chunk.sums)
         alone = streaming_vae.encode_alone(vae, pictures)
         depths, report = _depths(known, plan, ids, pictures, estimator, alignment)
     on_step(steps, steps)

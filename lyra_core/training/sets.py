@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import files
-from ..array_files import read_header
+from ..array_files import as_safetensors, read_header
 from ..cameras.camera import Cameras
 from ..world.world import World
 from .sample import CleanLatents, Sample
@@ -93,18 +93,18 @@ def add(folder: Path, sample: Sample, source: Mapping, chunk: int) -> Path:
         "known": torch.tensor(known),
         "depths": torch.stack([sample.depths[frame].float() for frame in known]),
     }
-    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    content = as_safetensors(tensors)
     record = {
         "version": VERSION,
         "frames": len(sample),
         "size": list(sample.size),
-        "bytes": len(content),
+        "bytes": sum(map(len, content)),
         "origin": list(sample.cameras.origin),
         "captions": {str(first): text for first, text in sample.captions.items()},
         "source": dict(source),
     }
     place = folder / f"{sample.name}{RECORD}"
-    _write(folder / f"{sample.name}{TENSORS}", content)
+    _write(folder / f"{sample.name}{TENSORS}", *content)
     _write(place, json.dumps(record, indent=1).encode())
     return place
 
@@ -114,8 +114,7 @@ def keep_latents(folder: Path, sample: Sample) -> None:
     made = sample.latents
     known = sorted(made.alone)
     tensors = {"stream": made.stream, "frames": torch.tensor(known), "alone": torch.stack([made.alone[frame] for frame in known])}
-    content = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, {"codec": made.codec})
-    _write(folder / f"{sample.name}{LATENTS}", content)
+    _write(folder / f"{sample.name}{LATENTS}", *as_safetensors(tensors, {"codec": made.codec}))
 
 
 def holds(folder: Path, name: str, source: Mapping) -> bool:
@@ -124,11 +123,11 @@ def holds(folder: Path, name: str, source: Mapping) -> bool:
     return record.is_file() and _record(record).get("source") == json.loads(json.dumps(dict(source)))
 
 
-def _write(file: Path, content: bytes) -> None:
+def _write(file: Path, *content: bytes | memoryview) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     files.sweep(file.parent)
-    partial = files.write_partial(file, content)
-    with files.explained(file, len(content)):
+    partial = files.write_partial(file, *content)
+    with files.explained(file):
         os.replace(partial, file)
         files.flush(file.parent)
 

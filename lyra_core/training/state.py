@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
-from ..array_files import read_header
+from ..array_files import as_safetensors, read_header
 
 VERSION = 1
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW, for each weight
@@ -90,7 +90,7 @@ def save(state: State, path: Path) -> None:
     tensors |= {"random": state.random, "losses": torch.tensor(state.losses, dtype=torch.float64)}
     record = json.dumps({"version": VERSION, "step": state.step, "settings": state.settings})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = files.write_partial(path, safetensors.torch.save(tensors, {"lyra2_training": record}))
+    partial = files.write_partial(path, *as_safetensors(tensors, {"lyra2_training": record}))
     with files.explained(path):
         os.replace(partial, path)
         files.flush(path.parent)

@@ -10,22 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as serialize
 from torch import Tensor
 
-from ..array_files import Place, read_header
+from ..array_files import Place, as_safetensors, read_header
 from ..files import FileError, parse_json
 from ..memory.retrieval import Keyframe
-from .world import Chunk, Latents
+from .world import Chunk, Latents, hashes
 
 RECORD = "lyra"  # the one key of the header's metadata; several would be written in any order
-PIECEWISE = ("frames", "invented")  # summed frame by frame, so that one can be read alone
+PIECEWISE = ("frames", "invented")  # summed frame by frame, so that one can be read alone: Chunk.sums
 
 
 class WorldFileError(FileError):
@@ -47,33 +45,14 @@ def way_out(folder: Path) -> str:
     )
 
 
-def encode(tensors: Mapping[str, Tensor], record: Mapping) -> bytes:
-    """The bytes of a file that holds these tensors, their sums, and a record of plain JSON values."""
-    with ThreadPoolExecutor() as pool:
-        sums = {name: _sums(name, tensor, pool) for name, tensor in sorted(tensors.items())}
-    return serialize(_apart(tensors), {RECORD: json.dumps({**record, "sums": sums}, sort_keys=True)})
+def encode(tensors: Mapping[str, Tensor], record: Mapping, sums: Mapping[str, list[str]]) -> list[bytes | memoryview]:
+    """The content, in pieces, of a file that holds these tensors, their sums, and a record of plain JSON values.
 
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same, with copies of those that are part of something or in another order: safetensors refuses shared memory."""
-    apart, taken = {}, set()
-    for name, tensor in tensors.items():
-        memory = tensor.untyped_storage()
-        alone = tensor.is_contiguous() and memory.nbytes() == tensor.nbytes and memory.data_ptr() not in taken
-        taken.add(memory.data_ptr())
-        apart[name] = tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
-    return apart
-
-
-def header_sum(content: bytes) -> str:
-    """A hash of the header that a file begins with."""
-    return hashlib.sha256(content[: 8 + int.from_bytes(content[:8], "little")]).hexdigest()
-
-
-def _sums(name: str, tensor: Tensor, pool: Executor) -> str | list[str]:
-    pieces = tensor.unbind() if name in PIECEWISE else [tensor]
-    found = [*pool.map(_sum, (piece.contiguous().reshape(-1).view(torch.uint8).numpy().data for piece in pieces))]
-    return found if name in PIECEWISE else found[0]
+    sums: those of PIECEWISE, as a chunk has them.
+    """
+    rest = sorted(tensors.keys() - sums.keys())
+    said = {**record, "sums": {**sums, **dict(zip(rest, hashes(tensors[name] for name in rest), strict=True))}}
+    return as_safetensors(tensors, {RECORD: json.dumps(said, sort_keys=True)})
 
 
 def _sum(content) -> str:
@@ -95,7 +74,7 @@ class ChunkFile:
     def read(self, name: str, index: int | None = None) -> Tensor:
         """A tensor, or the part [index] of one of PIECEWISE; WorldFileError if it is not what was saved."""
         place = self.places[name]
-        shape, begin, end, sums = place.shape, place.begin, place.end, self._sums_of(name)
+        shape, begin, end, sums = place.shape, place.begin, place.end, self.sums_of(name)
         if index is not None:
             step = (end - begin) // shape[0]
             begin, shape = begin + index * step, shape[1:]
@@ -112,7 +91,8 @@ class ChunkFile:
         # from a folder shall end in the same bits as one that never stopped
         return torch.frombuffer(content, dtype=torch.uint8).view(place.dtype).view(shape).clone()
 
-    def _sums_of(self, name: str) -> list[str]:
+    def sums_of(self, name: str) -> list[str]:
+        """Of a tensor, or of each part of one of PIECEWISE; none in files of versions 1 and 2."""
         if not self.record:
             return []
         sums = self.record["sums"].get(name)
@@ -214,6 +194,13 @@ class SavedChunk(Chunk):
     def _file(self) -> ChunkFile | None:
         found = self.__dict__["frames"]
         return found if isinstance(found, ChunkFile) else None
+
+    @cached_property
+    def sums(self) -> dict[str, list[str]]:
+        """As its file says, whose parts are compared with that whenever they are read."""
+        if self._file is None or not self._file.record:
+            return super().sums
+        return {name: self._file.sums_of(name) for name in PIECEWISE}
 
     def frame(self, index: int) -> Tensor:
         return self._file.read("frames", index) if self._file else self.frames[index]

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..array_files import bytes_of
 from ..cameras.camera import Cameras, about, check, join
 from ..conditioning.framepack import LYRA2
 from ..memory.retrieval import Keyframe, SpatialMemory, retrieve
@@ -80,8 +82,19 @@ class Chunk:
             self.newest,
             *(self.latents or ()),
         ):
-            digest.update(b"" if tensor is None else tensor.contiguous().numpy().data)
+            digest.update(b"" if tensor is None else bytes_of(tensor))
         return digest.hexdigest()
+
+    @cached_property
+    def sums(self) -> dict[str, list[str]]:
+        """A hash of each frame, and of each frame's invented bits, by the names that they have in its file."""
+        return {"frames": hashes(self.frames), "invented": hashes(self.invented_bits)}
+
+
+def hashes(tensors: Iterable[Tensor]) -> list[str]:
+    """A hash of each one's numbers, by as many threads as there are processors: hashing does not hold up other Python."""
+    with ThreadPoolExecutor() as pool:
+        return [*pool.map(lambda tensor: hashlib.sha256(bytes_of(tensor)).hexdigest(), tensors)]
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,7 @@ class World:
         for keyframe in self.memory.keyframes:
             if keyframe.frame <= 0:
                 for part in (keyframe.depth, keyframe.camera.w2c, keyframe.camera.K, keyframe.image):
-                    digest.update(b"" if part is None else part.contiguous().numpy().data)
+                    digest.update(b"" if part is None else bytes_of(part))
         keys = [digest.hexdigest()]
         for chunk in self.chunks:
             keys.append(hashlib.sha256((keys[-1] + chunk.key).encode()).hexdigest())

@@ -24,7 +24,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,7 +40,6 @@ from .chunk_files import (
     SavedKeyframe,
     WorldFileError,
     encode,
-    header_sum,
     open_chunk,
     way_out,
 )
@@ -116,14 +115,14 @@ def _write_beside(world: World, index: int, folder: Path) -> tuple[Entry, Path]:
     chunk, key = (world.first, *world.chunks)[index], world.keys[index]
     parent = world.keys[index - 1] if index else None
     entry = Entry(key, parent, chunk.key, f"{key[:24]}.safetensors", 0, chunk.prompt, dict(chunk.settings))
-    content = encode(_tensors(world, index, chunk), entry.record)
-    entry = Entry(**{**vars(entry), "size": len(content), "header": header_sum(content)})
-    return entry, _beside(folder / entry.file, content)
+    content = encode(_tensors(world, index, chunk), entry.record, chunk.sums)
+    entry = replace(entry, size=sum(map(len, content)), header=hashlib.sha256(content[0]).hexdigest())
+    return entry, _beside(folder / entry.file, *content)
 
 
-def _beside(file: Path, content: bytes) -> Path:
+def _beside(file: Path, *content: bytes | memoryview) -> Path:
     try:
-        return files.write_partial(file, content)
+        return files.write_partial(file, *content)
     except ValueError as problem:
         raise WorldFileError(str(problem)) from None
 
