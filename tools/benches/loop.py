@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import comfy.sample
@@ -18,6 +19,7 @@ from torch import Tensor
 from lyra_core.cameras import presets
 from lyra_core.cameras.camera import Cameras, pinhole
 from lyra_core.conditioning import schedules
+from lyra_core.files import write_partial
 from lyra_core.models import generation, lyra2_host
 from lyra_core.models.depth_estimators import MemoryEstimator
 from lyra_core.models.sampling import UniPC
@@ -25,7 +27,7 @@ from lyra_core.world import world_files
 from lyra_core.world.chunk_files import open_chunk
 from lyra_core.world.world import CHUNK_FRAMES, World, append, begin, keyframe_ids, plan, rewind
 
-from . import Result, peak_mib
+from . import Result, peak_mib, seconds
 
 tiny_models = load("tiny_models", TOOLS / "tiny_models.py")
 
@@ -42,6 +44,7 @@ CONFIG = {
 FLAT, MARGIN = 1.05, 16  # the last chunk's peak against the second's; MiB by which an allocator differs from run to run
 LONG_SIZE, LONG, SECONDS = (480, 832), 40, 5.0  # a world with many chunks (5 GB while it runs), and the time to go on
 FULL_PIXELS, STORED = 480 * 832, 150.0  # a chunk of the usual size, MB on disk
+SAVED = 2.0  # times as long as writing and flushing the bytes
 
 
 def first_world(size: tuple[int, int]) -> World:
@@ -142,7 +145,8 @@ def walk_on(loop: Loop) -> Iterator[Result]:
 
 def reopen(folder: Path) -> Iterator[Result]:
     """A world with many chunks: open it, plan its next chunk, rewind it."""
-    world, path = first_world(LONG_SIZE), walk(1 + (LONG + 1) * CHUNK_FRAMES, LONG_SIZE)
+    world, path, ratios = first_world(LONG_SIZE), walk(1 + (LONG + 1) * CHUNK_FRAMES, LONG_SIZE), []
+    world_files.save(world, folder)
     for index in range(LONG):
         target = path[1 + index * CHUNK_FRAMES : 1 + (index + 1) * CHUNK_FRAMES]
         planned = plan(world, target, 0)
@@ -150,7 +154,12 @@ def reopen(folder: Path) -> Iterator[Result]:
         frames, made_up = torch.zeros(*shape, 3, dtype=torch.uint8), torch.zeros(shape, dtype=torch.bool)
         depths = {frame: torch.full(LONG_SIZE, 3.0) for frame in keyframe_ids(planned)}
         world = append(world, planned, frames, made_up, depths, settings={"chunk": index})
-        world_files.save(world, folder)
+        _ = world.key, world.chunks[-1].sums  # which a chunk that was sampled has by now
+        took = seconds(lambda world=world: world_files.save(world, folder))
+        content = (folder / f"{world.key[:24]}.safetensors").read_bytes()
+        ratios.append(took / seconds(lambda content=content: write_partial(folder / "plain", content).unlink()))
+    ratio = median(ratios)
+    yield Result("loop: save a chunk, over writing and flushing its bytes", f"{ratio:.2f} times", f"<= {SAVED:g}", ratio <= SAVED)
     start, used = time.perf_counter(), time.process_time()
     world = world_files.load(folder)
     target = path[1 + LONG * CHUNK_FRAMES :]
@@ -168,15 +177,15 @@ def checking(folder: Path, world: World) -> Iterator[Result]:
     files = [open_chunk(file) for file in sorted(folder.glob("*.safetensors"))]
     stored = sum(file.path.stat().st_size for file in files) / 1e6
     unchecked = [replace(file, record={}) for file in files]
-    seconds = {}
+    took = {}
     for name, some in (("with", files), ("without", unchecked)):
         start = time.perf_counter()
         for file in some[:10]:
             file.check()
-        seconds[name] = (time.perf_counter() - start) / 10
+        took[name] = (time.perf_counter() - start) / 10
     yield Result(
         "loop: read all of a chunk with and without comparing it with its sums",
-        f"{seconds['with']:.2f}, {seconds['without']:.2f} s for {stored / len(files):.0f} MB",
+        f"{took['with']:.2f}, {took['without']:.2f} s for {stored / len(files):.0f} MB",
     )
     laps = []
     for index in range(1, 41):
