@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import FileError, check_size, parse_json, parsing
+from .files import FileError, check_size, parse_json, parsing, write_bytes
 
 EXPANSION = 1032  # times that deflate can make something smaller
 LONGEST_HEADER = 1 << 14  # bytes, of an array
@@ -163,6 +163,14 @@ def as_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
     header = json.dumps(said, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return [len(header).to_bytes(8, "little") + header, *(bytes_of(tensors[name]) for name in names)]
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Make a .safetensors file, whole or not at all, as `files.write_bytes`; a process that is killed leaves nothing in its way.
+
+    The library's own writer leaves a file of a random name, which nobody knows to be litter.
+    """
+    write_bytes(file, *as_safetensors(tensors, metadata))
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

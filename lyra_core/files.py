@@ -273,11 +273,13 @@ def partial_beside(path: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that were killed had begun to write."""
+    """Remove what processes that were killed had begun to write; files of anybody else's kind stay."""
     for file in folder.glob(f"*{PARTIAL}"):
         match = re.search(r"\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{8}\.partial$", file.name)
-        owner = match and Owner(_host(), int(match[2]), int(match[3]))
-        gone = owner.is_gone() if owner and owner.label.startswith(match[1]) else None
+        if match is None:
+            continue
+        owner = Owner(_host(), int(match[2]), int(match[3]))
+        gone = owner.is_gone() if owner.label.startswith(match[1]) else None
         if gone or (gone is None and _age(file) > 12 * STALE):  # somebody else's may take an hour
             file.unlink(missing_ok=True)
 
@@ -428,6 +430,22 @@ def flush(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def write_bytes(file: Path, *pieces: bytes | memoryview) -> None:
+    """Make a file of these pieces of content, whole or not at all, and folders above it; OSError that says what is needed.
+
+    What a process that was killed left of writing beside it goes away.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sweep(file.parent)
+    partial = write_partial(file, *pieces)
+    with explained(file):
+        try:
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)
+        flush(file.parent)
 
 
 def write_partial(file: Path, *pieces: bytes | memoryview) -> Path:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import killed
 import pytest
 
 from lyra_core import files
@@ -31,6 +34,25 @@ def test_what_is_no_utf_8_json_is_refused_with_its_name(tmp_path, raw, says):
     file.write_bytes(raw)
     with pytest.raises(ValueError, match=rf"(?s)cameras\.json.*{says}"):
         files.read_json(file)
+
+
+@killed.needs_fork
+def test_what_a_process_was_writing_when_it_ended_goes_away_and_nothing_else(tmp_path):
+    file, theirs = tmp_path / "a" / "lora.safetensors", tmp_path / "a" / "model.safetensors.partial"
+    files.write_bytes(file, b"before")
+    theirs.write_bytes(b"half of a download")
+    os.utime(theirs, (0, 0))
+    assert killed.in_the_middle_of_a_file(lambda: files.write_bytes(file, b"x" * 10_000))
+    assert file.read_bytes() == b"before" and len(list(file.parent.iterdir())) == 3
+    files.write_bytes(file, b"af", memoryview(b"ter"))
+    assert file.read_bytes() == b"after" and sorted(file.parent.iterdir()) == [file, theirs]
+
+
+def test_what_can_not_be_moved_to_its_place_leaves_nothing(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match="a can't be written in"):
+        files.write_bytes(tmp_path / "a", b"x")
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 def test_names_sort_as_people_count():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import killed
 import pytest
 import torch
 from conftest import PROJECT
@@ -255,6 +256,15 @@ def test_geometry_from_processes_is_that_of_the_training(train, folder, tmp_path
                 assert torch.equal(one.guides.correspondences.bfloat16(), other.guides.correspondences)
                 assert torch.equal(one.warped.bfloat16(), other.warped) and torch.equal(one.remembered, other.remembered)
     assert found[0] == [0, 1] and len(set(found[1])) == 2
+
+
+@killed.needs_fork
+def test_what_a_process_was_writing_when_it_ended_goes_away(train, folder, tmp_path, examples):
+    assert killed.in_the_middle_of_a_file(lambda: train.sights.write(examples[0][0], tmp_path / "00000000.safetensors"))
+    assert [file.name for file in tmp_path.iterdir()] == ["00000000.part"]
+    with makers(train, folder, 1, tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_examples_made_together_are_those_that_training_makes_one_by_one(train, codec, samples, examples):

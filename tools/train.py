@@ -79,9 +79,8 @@ def networks(options):
 
 def train(options) -> None:
     from PIL import Image
-    from safetensors.torch import save
 
-    from lyra_core import files
+    from lyra_core.array_files import write_safetensors
     from lyra_core.models import lessons, lyra2_host
     from lyra_core.training import optimisation
     from lyra_core.training.loop import Course
@@ -108,8 +107,7 @@ def train(options) -> None:
     learned = lessons.teach(
         options.set, held, recipe, course, lesson, options.lora.with_suffix(".training.safetensors"), on_step, on_picture, print
     )
-    with files.replacing(options.lora) as partial:
-        partial.write_bytes(save(learned.lora, {"format": "pt"}))
+    write_safetensors(options.lora, learned.lora, {"format": "pt"})
     print(f"{lessons.summary(learned.state)}\nwrote {options.lora}")
 
 

@@ -8,7 +8,6 @@ first has. The second is written last: a video without it is not there, so what 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import files
-from ..array_files import as_safetensors, read_header
+from ..array_files import as_safetensors, read_header, write_safetensors
 from ..cameras.camera import Cameras
 from ..world.world import World
 from .sample import CleanLatents, Sample
@@ -104,8 +103,8 @@ def add(folder: Path, sample: Sample, source: Mapping, chunk: int) -> Path:
         "source": dict(source),
     }
     place = folder / f"{sample.name}{RECORD}"
-    _write(folder / f"{sample.name}{TENSORS}", *content)
-    _write(place, json.dumps(record, indent=1).encode())
+    files.write_bytes(folder / f"{sample.name}{TENSORS}", *content)
+    files.write_bytes(place, json.dumps(record, indent=1).encode())
     return place
 
 
@@ -114,22 +113,13 @@ def keep_latents(folder: Path, sample: Sample) -> None:
     made = sample.latents
     known = sorted(made.alone)
     tensors = {"stream": made.stream, "frames": torch.tensor(known), "alone": torch.stack([made.alone[frame] for frame in known])}
-    _write(folder / f"{sample.name}{LATENTS}", *as_safetensors(tensors, {"codec": made.codec}))
+    write_safetensors(folder / f"{sample.name}{LATENTS}", tensors, {"codec": made.codec})
 
 
 def holds(folder: Path, name: str, source: Mapping) -> bool:
     """Whether a set has this video, made from just this."""
     record = folder / f"{name}{RECORD}"
     return record.is_file() and _record(record).get("source") == json.loads(json.dumps(dict(source)))
-
-
-def _write(file: Path, *content: bytes | memoryview) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    files.sweep(file.parent)
-    partial = files.write_partial(file, *content)
-    with files.explained(file):
-        os.replace(partial, file)
-        files.flush(file.parent)
 
 
 def _check_name(name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
-from ..array_files import as_safetensors, read_header
+from ..array_files import read_header, write_safetensors
 
 VERSION = 1
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW, for each weight
@@ -89,11 +88,7 @@ def save(state: State, path: Path) -> None:
     tensors |= {f"moment:{name}": moment for name, moment in state.moments.items()}
     tensors |= {"random": state.random, "losses": torch.tensor(state.losses, dtype=torch.float64)}
     record = json.dumps({"version": VERSION, "step": state.step, "settings": state.settings})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = files.write_partial(path, *as_safetensors(tensors, {"lyra2_training": record}))
-    with files.explained(path):
-        os.replace(partial, path)
-        files.flush(path.parent)
+    write_safetensors(path, tensors, {"lyra2_training": record})
 
 
 def load(path: Path) -> State:

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from comfy.latent_formats import Wan21
 from comfy.ldm.wan.vae import Resample, ResidualBlock, RMS_norm, WanVAE
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lyra_core.files import replacing
+from lyra_core.array_files import write_safetensors
 from lyra_core.models.streaming_vae import FRAMES, decoder_reach, encoder_reach
 
 from . import going_on, recording, scenes
@@ -238,9 +238,7 @@ def in_format(network: WanVAE, videos: Tensor) -> WanVAE:
 
 def write(network: WanVAE, path: Path) -> None:
     """For the host's VAELoader."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        save_file({name: weight.detach().cpu().contiguous() for name, weight in network.state_dict().items()}, part, {"format": "pt"})
+    write_safetensors(path, network.state_dict(), {"format": "pt"})
 
 
 def read(path: Path) -> WanVAE:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from comfy.ldm.wan.vae import WanVAE
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from lyra_core.files import replacing
+from lyra_core.array_files import write_safetensors
 from lyra_core.models import lyra2_host, words
 from lyra_core.models.lyra2 import TEXT_TOKENS, Lyra2Model
 
@@ -31,13 +31,12 @@ def weights(network: Lyra2Model, coder: WanVAE) -> dict[str, Tensor]:
         "vae.": {name: weight.detach().half() for name, weight in coder.state_dict().items()},
         "text_encoders.": words.weights(VOCABULARY, network.text_dim),
     }
-    return {prefix + name: weight.cpu().contiguous() for prefix, part in parts.items() for name, weight in part.items()}
+    return {prefix + name: weight for prefix, part in parts.items() for name, weight in part.items()}
 
 
 def write(path: Path, network: Lyra2Model, coder: WanVAE) -> Path:
     """The checkpoint, for ComfyUI/models/checkpoints."""
-    with replacing(path) as part:
-        save_file(weights(network, coder), part, {"format": "pt"})
+    write_safetensors(path, weights(network, coder), {"format": "pt"})
     return path
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from lyra_core.array_files import as_safetensors
 from lyra_core.conditioning.framepack import FramePackLayout
 from lyra_core.conditioning.history import Guides
 from lyra_core.training import sets
@@ -64,11 +65,12 @@ def write(made: Job, path: Path) -> None:
     tensors, told = {}, {"number": made.number, "film": made.film, "kind": made.kind, "sights": []}
     for place, sight in enumerate(made.sights):
         parts = {"rays": sight.guides.rays, "correspondences": sight.guides.correspondences, "warped": sight.warped}
-        tensors |= {f"{place}/{name}": part.to(torch.bfloat16).contiguous() for name, part in parts.items()}
-        tensors[f"{place}/remembered"] = sight.remembered.contiguous()
+        tensors |= {f"{place}/{name}": part.to(torch.bfloat16) for name, part in parts.items()}
+        tensors[f"{place}/remembered"] = sight.remembered
         told["sights"].append({"window": asdict(sight.window), "retrieved": sight.retrieved, "caption": sight.caption})
     part = path.with_suffix(".part")
-    save_file(tensors, part, {"job": json.dumps(told)})
+    with open(part, "wb") as file:  # it is read once and need not last
+        file.writelines(as_safetensors(tensors, {"job": json.dumps(told)}))
     os.replace(part, path)
 
 
