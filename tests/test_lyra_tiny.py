@@ -260,10 +260,14 @@ def test_geometry_from_processes_is_that_of_the_training(train, folder, tmp_path
 
 @killed.needs_fork
 def test_what_a_process_was_writing_when_it_ended_goes_away(train, folder, tmp_path, examples):
-    assert killed.in_the_middle_of_a_file(lambda: train.sights.write(examples[0][0], tmp_path / "00000000.safetensors"))
-    assert [file.name for file in tmp_path.iterdir()] == ["00000000.part"]
+    def write():
+        train.sights.write(examples[0][0], tmp_path / "00000099.safetensors")
+
+    assert killed.in_the_middle_of_a_file(write)
+    assert [file.name for file in tmp_path.iterdir()] == ["00000099.part"]
     with makers(train, folder, 1, tmp_path):
-        pass
+        assert not (tmp_path / "00000099.part").exists()
+        assert killed.in_the_middle_of_a_file(write)
     assert not list(tmp_path.iterdir())
 
 

@@ -128,8 +128,7 @@ class Makers(Processes):
         self.ordered = ordered
         if processes:
             folder.mkdir(parents=True, exist_ok=True)
-            for old in (*folder.glob("*.safetensors"), *folder.glob("*.part")):
-                old.unlink()
+            self._clear()
         told = {"films": str(films), "names": list(names), "recipe": as_json(recipe), "seed": seed, "every": processes}
         for number in range(first, first + processes):
             self.start(["train.sights", str(self.folder)], {**told, "first": number}, CUDA_VISIBLE_DEVICES="")
@@ -164,7 +163,12 @@ class Makers(Processes):
 
     def __exit__(self, *exception) -> None:
         super().__exit__(*exception)
-        for left in (*self.folder.glob("*.safetensors"), *self.folder.glob("*.part")) if self.processes else ():
+        if self.processes:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Take away what processes made or had begun to make."""
+        for left in (*self.folder.glob("*.safetensors"), *self.folder.glob("*.part")):
             left.unlink()
 
 
