@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import folder_paths
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 from node_helpers import conditioning_set_values
 
 from ..lyra_core.models import generation, vace
 from ..lyra_core.models.devices import geometry_device
-from ..lyra_core.world import control, world_files
+from ..lyra_core.world import control
 from ..lyra_core.world import world as worlds
 from . import types
-from .inputs import alignment_input, kept_settings, named_folder, save_input, seed_input
+from .inputs import alignment_input, kept_settings, save_input, seed_input
 from .node import Node
-from .world import state_message
+from .world import appended
 
 NO_LORA = "none"
 GENERATORS = FULL, DISTILLED = "Wan VACE", "Wan VACE distilled"
@@ -140,12 +140,7 @@ class AppendFrames(Node):
         kept = kept_settings(settings, "another model")
         options = (depth_estimator, alignment, prompt, kept, anchor, types.progress())
         grown, report = generation.append_frames(world, plan, types.colour(images), *options)
-        report = "\n".join(filter(None, [before, report]))
-        shown = ui.PreviewText(report).as_dict()
-        if save_to := named_folder(save_to, grown):
-            world_files.save(grown, types.output_folder(save_to), on_chunk=types.stop_if_interrupted)
-            shown["lyra2_world"] = [state_message(grown, save_to)]
-        return io.NodeOutput(grown, report, ui=shown)
+        return appended(grown, "\n".join(filter(None, [before, report])), save_to)
 
 
 # ----------------------------------------------------------------------------------------------------------- Wan VACE

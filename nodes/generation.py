@@ -28,7 +28,7 @@ from .control import vace_inputs, vace_quality_options
 from .inputs import alignment_input, kept_settings, named_folder, save_input, seed_input
 from .node import Node
 from .sampling import full_schedule_inputs
-from .world import NOTHING_PLANNED, frame_bytes, state_message, where_it_begins
+from .world import NOTHING_PLANNED, appended, frame_bytes, where_it_begins
 
 IN_THE_MODEL = "already in the model"
 
@@ -224,12 +224,7 @@ class AppendChunk(Node):
         kept = kept_settings(settings, "lyra 2")
         options = (depth_estimator, alignment, prompt, kept, types.progress())
         grown, report = generation.grow(world, plan, samples[0], vae, *options)
-        report = "\n".join(filter(None, [before, report]))
-        shown = ui.PreviewText(report).as_dict()
-        if save_to := named_folder(save_to, grown):
-            world_files.save(grown, types.output_folder(save_to), on_chunk=types.stop_if_interrupted)
-            shown["lyra2_world"] = [state_message(grown, save_to)]
-        return io.NodeOutput(grown, report, ui=shown)
+        return appended(grown, "\n".join(filter(None, [before, report])), save_to)
 
 
 # ------------------------------------------------------------------------------------------------- all chunks of a path

@@ -234,6 +234,15 @@ class SaveWorld(Node):
         return io.NodeOutput(folder, ui=_saved(folder))
 
 
+def appended(world, report: str, save_to: str) -> io.NodeOutput:
+    """What a node gives whose chunk has just become part of a world: saved, if it shall be, and told to the browser."""
+    shown = ui.PreviewText(report).as_dict()
+    if save_to := named_folder(save_to, world):
+        world_files.save(world, types.output_folder(save_to), on_chunk=types.stop_if_interrupted)
+        shown["lyra2_world"] = [state_message(world, save_to)]
+    return io.NodeOutput(world, report, ui=shown)
+
+
 def state_message(world, folder: str) -> dict:
     """What the browser is told of a state that a folder holds; it fetches what is new in it."""
     parent = world.keys[-2] if world.chunks else None
