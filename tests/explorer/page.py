@@ -239,9 +239,12 @@ class ExplorerPage:
         self.tab.wait_for_function("() => document.activeElement?.classList.contains('sink')")
 
     def hold(self, key: str, until: str) -> None:
+        """A key held down until the expression is true. The flight goes no further then, however late this process lets go."""
+        self.js(f"x.flight.step = function (seconds) {{ if (!({until})) Object.getPrototypeOf(this).step.call(this, seconds); }};")
         self.tab.keyboard.down(key)
         self.wait(until)
         self.tab.keyboard.up(key)
+        self.wait("!x.flight.held.size && delete x.flight.step")
 
     def press(self, *keys: str) -> None:
         for key in keys:
