@@ -140,7 +140,7 @@ class AppendFrames(Node):
         kept = kept_settings(settings, "another model")
         options = (depth_estimator, alignment, prompt, kept, anchor, types.progress())
         grown, report = generation.append_frames(world, plan, types.colour(images), *options)
-        return appended(grown, "\n".join(filter(None, [before, report])), save_to)
+        return appended(grown, before, report, save_to)
 
 
 # ----------------------------------------------------------------------------------------------------------- Wan VACE

@@ -224,7 +224,7 @@ class AppendChunk(Node):
         kept = kept_settings(settings, "lyra 2")
         options = (depth_estimator, alignment, prompt, kept, types.progress())
         grown, report = generation.grow(world, plan, samples[0], vae, *options)
-        return appended(grown, "\n".join(filter(None, [before, report])), save_to)
+        return appended(grown, before, report, save_to)
 
 
 # ------------------------------------------------------------------------------------------------- all chunks of a path

@@ -234,8 +234,9 @@ class SaveWorld(Node):
         return io.NodeOutput(folder, ui=_saved(folder))
 
 
-def appended(world, report: str, save_to: str) -> io.NodeOutput:
+def appended(world, before: str, report: str, save_to: str) -> io.NodeOutput:
     """What a node gives whose chunk has just become part of a world: saved, if it shall be, and told to the browser."""
+    report = "\n".join(filter(None, [before, report]))
     shown = ui.PreviewText(report).as_dict()
     if save_to := named_folder(save_to, world):
         world_files.save(world, types.output_folder(save_to), on_chunk=types.stop_if_interrupted)

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
+import killed
 import pytest
 import torch
 from torch.testing import assert_close
@@ -674,18 +675,6 @@ def die(*_anything) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def is_killed(work) -> bool:
-    """Whether a process that goes on from here with this work is killed in it. It shares no memory with this one."""
-    process = os.fork()
-    if process == 0:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    status = os.waitpid(process, 0)[1]
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-
-
 def be_killed(loop: Loop, folder: Path) -> None:
     """The third chunk of a saved world, killed in every stage of it."""
     world = world_files.load(folder)
@@ -697,16 +686,16 @@ def be_killed(loop: Loop, folder: Path) -> None:
         assert equal(world_files.load(folder), world), name
 
     history = loop.pack(world)
-    assert is_killed(lambda: loop.sample(world, history, on_step=lambda step, *_: step == 1 and die()))
+    assert killed.by(signal.SIGKILL, lambda: loop.sample(world, history, on_step=lambda step, *_: step == 1 and die()))
     whole("sampling")
     latents = loop.sample(world, history)
     world.stream.append(loop.generation.take_stream(world, loop.vae))
-    assert is_killed(lambda: loop.grow(world, latents, on_step=lambda done, *_: done == 5 and die()))
+    assert killed.by(signal.SIGKILL, lambda: loop.grow(world, latents, on_step=lambda done, *_: done == 5 and die()))
     whole("vae")
     grown = loop.grow(world, latents)
     for name in ("fsync", "replace"):
         for time in (0, 1):  # the chunk, then the list of chunks
-            assert is_killed(lambda name=name, time=time: saving(grown, folder, name, time))
+            assert killed.by(signal.SIGKILL, lambda name=name, time=time: saving(grown, folder, name, time))
             whole(f"{name} {time}")
     print("killed six times")
 
@@ -726,14 +715,14 @@ def resume(loop: Loop, folder: Path) -> None:
     print("resumed")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
+@killed.needs_fork
 def test_a_process_killed_at_any_moment_loses_one_chunk_and_a_new_one_ends_where_it_would_have(
     loop, run, tmp_path, comfy_host
 ):
     folder = tmp_path / "w"
     world_files.save(run.worlds[KILLED], folder)
-    killed = child(loop, folder, "be_killed", comfy_host)
-    assert killed.stdout.endswith("killed six times\n"), killed.stderr
+    ended = child(loop, folder, "be_killed", comfy_host)
+    assert ended.stdout.endswith("killed six times\n"), ended.stderr
     assert any(file.suffix == ".partial" for file in folder.iterdir())  # left behind, and in nobody's way
     resumed = child(loop, folder, "resume", comfy_host)
     assert resumed.stdout.endswith("resumed\n"), resumed.stderr

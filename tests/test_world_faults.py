@@ -20,6 +20,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import killed
 import pytest
 import torch
 
@@ -347,7 +348,7 @@ def forked_writer(folder: Path, number: int, seconds: float):
         yield process, said
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
+@killed.needs_fork
 def test_ten_kills_at_any_moment_of_saving_hold_up_nobody_and_lose_nothing(tmp_path, walked):
     """Each writer is killed so soon after its first report that it is in the middle of a later save, wherever that is."""
     folder, draw, reported = tmp_path / "w", random.Random(SEED), []
@@ -369,7 +370,7 @@ def test_ten_kills_at_any_moment_of_saving_hold_up_nobody_and_lose_nothing(tmp_p
     assert all(name.endswith(".safetensors") for name in unlisted)  # moved there, killed before the list
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
+@killed.needs_fork
 def test_copies_made_while_a_world_is_saved_open_or_say_what_they_lack(tmp_path):
     """File by file, in any order, as backups and cloud drives copy; nothing is locked for them."""
     folder, draw, opened, refused = tmp_path / "w", random.Random(SEED), 0, 0
@@ -497,7 +498,7 @@ def as_nobody(work) -> str:
         return pipe.read()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
+@killed.needs_fork
 def test_a_folder_that_may_not_be_written_to_is_named(original, walked):
     with tempfile.TemporaryDirectory() as base:
         os.chmod(base, 0o755)
